@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of T5: projections, norm, attention, MLP, relative position bias.
+
+Parameter names, shapes, logical axes and numerics are those of T5X's example
+network, so that its checkpoints load unchanged. Kernels are 2-D, heads major
+and head width minor in a joined axis, and nothing has a bias vector.
+"""
+
+from collections.abc import Callable
+import math
+
+from flax import linen as nn
+from flax.linen import partitioning
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+
+Initializer = Callable[..., Array]
+
+# Added to the logit of a position that may not be attended to. A query without
+# any visible key thereby attends to all keys alike, as in T5X.
+MASKED_LOGIT = -1e10
+
+
+class Projection(nn.Module):
+  """Multiplies by a kernel of the joined shape `[inputs, outputs]`.
+
+  Attributes:
+    features: number of output features.
+    axes: logical names of the two axes of the kernel.
+    kernel_init: initialiser of the kernel.
+    dtype: dtype of the product; inputs and kernel are cast to it.
+    param_dtype: dtype in which the kernel is stored.
+  """
+
+  features: int
+  axes: tuple[str, str]
+  kernel_init: Initializer = nn.initializers.variance_scaling(
+    1.0, "fan_in", "truncated_normal"
+  )
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, inputs: Float[Array, "... N"]
+  ) -> Float[Array, "... {self.features}"]:
+    """Projects the last axis."""
+    kernel = partitioning.param_with_axes(
+      "kernel",
+      self.kernel_init,
+      (inputs.shape[-1], self.features),
+      self.param_dtype,
+      axes=self.axes,
+    )
+    return jnp.dot(inputs.astype(self.dtype), kernel.astype(self.dtype))
+
+
+class RMSNorm(nn.Module):
+  """Divides by the root mean square: no mean, no bias, float32 inside."""
+
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """Normalises the last axis and multiplies by the learned scale."""
+    scale = partitioning.param_with_axes(
+      "scale",
+      nn.initializers.ones,
+      (x.shape[-1],),
+      self.param_dtype,
+      axes=("embed",),
+    )
+    x = x.astype(jnp.float32)
+    mean_square = jnp.mean(lax.square(x), axis=-1, keepdims=True)
+    x = (x * lax.rsqrt(mean_square + self.epsilon)).astype(self.dtype)
+    scale = scale.astype(self.dtype)
+    return x * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+
+
+class Embed(nn.Module):
+  """A token embedding table, shared by encoder, decoder and tied logits.
+
+  Attributes:
+    num_embeddings: number of rows, V.
+    features: model width, D.
+    one_hot: look up by a product with one-hot rows, as T5X does: the faster
+      form on a TPU with a partitioned vocabulary. A gather otherwise.
+    dtype: dtype of the result.
+    param_dtype: dtype in which the table is stored.
+  """
+
+  num_embeddings: int
+  features: int
+  one_hot: bool = False
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
+
+  def setup(self) -> None:
+    """Creates the table."""
+    self.embedding = partitioning.param_with_axes(
+      "embedding",
+      nn.initializers.normal(stddev=1.0),
+      (self.num_embeddings, self.features),
+      self.param_dtype,
+      axes=("vocab", "embed"),
+    )
+
+  def __call__(
+    self, tokens: Int[Array, "B N"]
+  ) -> Float[Array, "B N {self.features}"]:
+    """Looks up one row per token."""
+    if self.one_hot:
+      rows = jax.nn.one_hot(tokens, self.num_embeddings, dtype=self.dtype)
+      return jnp.dot(rows, self.embedding.astype(self.dtype))
+    return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+
+  def attend(
+    self, x: Float[Array, "B N {self.features}"]
+  ) -> Float[Array, "B N {self.num_embeddings}"]:
+    """Scores `x` against every row, in float32: the tied logits of T5 1.0."""
+    table = self.embedding.astype(jnp.float32)
+    return jnp.dot(x.astype(jnp.float32), table.T)
+
+
+def relative_position_buckets(
+  relative_position: Int[np.ndarray, "*N"],
+  *,
+  bidirectional: bool,
+  num_buckets: int = 32,
+  max_distance: int = 128,
+) -> Int[np.ndarray, "*N"]:
+  """Sorts distances into T5's buckets: exact when near, logarithmic when far.
+
+  Args:
+    relative_position: key position minus query position.
+    bidirectional: keep half of the buckets for keys after the query; otherwise
+      such keys fall into bucket 0.
+    num_buckets: number of buckets.
+    max_distance: distance from which on the last bucket is used.
+  """
+  distance = -relative_position
+  offset = np.zeros_like(distance)
+  if bidirectional:
+    num_buckets //= 2
+    offset = np.where(distance < 0, num_buckets, 0)
+    distance = np.abs(distance)
+  distance = np.maximum(distance, 0)
+  num_exact = num_buckets // 2
+  # float32 with its epsilon, as T5X computes it: float64 would move the
+  # distances that lie on the boundary of two buckets.
+  ratio = distance.astype(np.float32) / num_exact + np.finfo(np.float32).eps
+  logarithmic = np.log(ratio) / np.log(max_distance / num_exact)
+  far = num_exact + (logarithmic * (num_buckets - num_exact)).astype(np.int32)
+  far = np.minimum(far, num_buckets - 1)
+  return (offset + np.where(distance < num_exact, distance, far)).astype(
+    np.int32
+  )
+
+
+class RelativePositionBias(nn.Module):
+  """One learned bias per head and bucket of relative position.
+
+  Attributes:
+    num_heads: number of heads, H.
+    bidirectional: True in an encoder, False in a decoder.
+    dtype: dtype of the result.
+    param_dtype: dtype in which the table is stored.
+  """
+
+  num_heads: int
+  bidirectional: bool
+  num_buckets: int = 32
+  max_distance: int = 128
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, length: int
+  ) -> Float[Array, "1 {self.num_heads} {length} {length}"]:
+    """Returns the bias between all pairs of `length` positions."""
+    table = partitioning.param_with_axes(
+      "rel_embedding",
+      nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
+      (self.num_heads, self.num_buckets),
+      self.param_dtype,
+      axes=("heads", "relpos_buckets"),
+    )
+    positions = np.arange(length)
+    buckets = relative_position_buckets(
+      positions[None, :] - positions[:, None],
+      bidirectional=self.bidirectional,
+      num_buckets=self.num_buckets,
+      max_distance=self.max_distance,
+    )
+    return jnp.take(table.astype(self.dtype), buckets, axis=1)[None]
+
+
+class Attention(nn.Module):
+  """Multi-head attention without 1/sqrt(K): it is in the query's initialiser.
+
+  Attributes:
+    num_heads: number of heads, H.
+    head_dim: width of a head, K.
+    dropout_rate: rate of dropping attention weights; a key is dropped for all
+      queries of a head at once, as in T5X.
+    float32_logits: compute the attention logits in float32 whatever `dtype`.
+    dtype: dtype of the activations.
+    param_dtype: dtype in which the kernels are stored.
+  """
+
+  num_heads: int
+  head_dim: int
+  dropout_rate: float = 0.0
+  float32_logits: bool = False
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    inputs_q: Float[Array, "B Q D"],
+    inputs_kv: Float[Array, "B N D"],
+    mask: Bool[Array, "#B 1 #Q #N"] | None,
+    bias: Float[Array, "1 H M M"] | None,
+    *,
+    deterministic: bool,
+    decode: bool = False,
+  ) -> Float[Array, "B Q D"]:
+    """Attends from `inputs_q` to `inputs_kv`.
+
+    Args:
+      inputs_q: where the queries come from.
+      inputs_kv: where the keys and values come from.
+      mask: True = may attend. None: every key is visible.
+      bias: added to the logits; the relative position bias of all positions.
+      deterministic: no dropout.
+      decode: keep keys and values in the collection `cache`. The call that
+        creates the cache sets its length by that of its input; every later
+        call feeds one position. For self-attention only.
+    """
+    kernel_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+    scale = math.sqrt(self.head_dim)
+
+    def project(name: str, inputs: Array, init: Initializer) -> Array:
+      heads = Projection(
+        self.num_heads * self.head_dim,
+        axes=("embed", "joined_kv"),
+        kernel_init=init,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        name=name,
+      )(inputs)
+      return heads.reshape(*heads.shape[:2], self.num_heads, self.head_dim)
+
+    query_init = lambda *args: kernel_init(*args) / scale
+    query = project("query", inputs_q, query_init)
+    key = project("key", inputs_kv, kernel_init)
+    value = project("value", inputs_kv, kernel_init)
+    if decode:
+      key, value, mask, bias = self._extend_cache(key, value, bias)
+
+    if self.float32_logits:
+      query, key = query.astype(jnp.float32), key.astype(jnp.float32)
+    logits = jnp.einsum("BQHK,BNHK->BHQN", query, key)
+    if bias is not None:
+      logits = logits + bias.astype(logits.dtype)
+    if mask is not None:
+      logits = logits + jnp.where(mask, 0.0, MASKED_LOGIT).astype(logits.dtype)
+    weights = jax.nn.softmax(logits).astype(self.dtype)
+    weights = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(
+      weights, deterministic=deterministic
+    )
+    joined = jnp.einsum("BHQN,BNHK->BQHK", weights, value)
+    return Projection(
+      inputs_q.shape[-1],
+      axes=("joined_kv", "embed"),
+      kernel_init=kernel_init,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name="out",
+    )(joined.reshape(*joined.shape[:2], -1))
+
+  def _extend_cache(
+    self,
+    key: Float[Array, "B Q H K"],
+    value: Float[Array, "B Q H K"],
+    bias: Float[Array, "1 H M M"] | None,
+  ) -> tuple[Array, Array, Array | None, Array | None]:
+    """Writes one position into the cache; returns all keys and values so far.
+
+    The mask and the bias that come back are those of the new position.
+    """
+    is_initialized = self.has_variable("cache", "cached_key")
+    cached_key = self.variable("cache", "cached_key", jnp.zeros_like, key)
+    cached_value = self.variable("cache", "cached_value", jnp.zeros_like, value)
+    index = self.variable("cache", "cache_index", jnp.zeros, (), jnp.int32)
+    if not is_initialized:
+      return key, value, None, bias
+    i = index.value
+    write = lambda cache, new: lax.dynamic_update_slice_in_dim(cache, new, i, 1)
+    cached_key.value = write(cached_key.value, key)
+    cached_value.value = write(cached_value.value, value)
+    index.value = i + 1
+    mask = (jnp.arange(cached_key.value.shape[1]) <= i)[None, None, None, :]
+    if bias is not None:
+      bias = lax.dynamic_slice_in_dim(bias, i, 1, axis=2)
+    return cached_key.value, cached_value.value, mask, bias
+
+
+class MLP(nn.Module):
+  """T5's feed-forward block, gated if there are two activations.
+
+  Attributes:
+    features: inner width, F.
+    activations: ("gelu", "linear") for T5 1.1: `gelu(x wi_0) * (x wi_1)`, or
+      ("relu",) for T5 1.0. Names of `jax.nn` functions, or "linear".
+    dropout_rate: rate of dropping inner features, for all positions at once.
+    dtype: dtype of the activations.
+    param_dtype: dtype in which the kernels are stored.
+  """
+
+  features: int
+  activations: tuple[str, ...]
+  dropout_rate: float = 0.0
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B N D"], *, deterministic: bool
+  ) -> Float[Array, "B N D"]:
+    """Projects up, activates, gates, drops and projects down."""
+    gated = None
+    for i, activation in enumerate(self.activations):
+      hidden = Projection(
+        self.features,
+        axes=("embed", "mlp"),
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        name="wi" if len(self.activations) == 1 else f"wi_{i}",
+      )(x)
+      if activation != "linear":
+        hidden = getattr(jax.nn, activation)(hidden)
+      gated = hidden if gated is None else gated * hidden
+    gated = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(
+      gated, deterministic=deterministic
+    )
+    return Projection(
+      x.shape[-1],
+      axes=("mlp", "embed"),
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name="wo",
+    )(gated)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures that more than one file of tests uses."""
+
+import os
+import pathlib
+
+# Before JAX is imported anywhere: two virtual devices, no accelerator, and
+# bfloat16 rounded where the program says so, as in the goldens (by default XLA
+# keeps more digits where it fuses).
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+  "--xla_force_host_platform_device_count=2 --xla_allow_excess_precision=false"
+)
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+
+import numpy as np
+import pytest
+
+GOLDENS = pathlib.Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(autouse=True)
+def _strict_jax():
+  import jax
+
+  with jax.numpy_rank_promotion("raise"):
+    yield
+
+
+@pytest.fixture
+def golden():
+  """Loads an archive of tests/goldens as a dict of JAX arrays."""
+  import jax.numpy as jnp
+
+  def load(name):
+    with np.load(GOLDENS / f"{name}.npz", allow_pickle=False) as archive:
+      return {name: jnp.asarray(array) for name, array in archive.items()}
+
+  return load
+
+
+@pytest.fixture
+def tiny_config():
+  """The sizes of the golden models (T5 1.1 form)."""
+  from prompt_tuning import t5
+
+  return t5.T5Config(
+    vocab_size=128,
+    emb_dim=32,
+    num_heads=4,
+    num_encoder_layers=2,
+    num_decoder_layers=3,
+    head_dim=8,
+    mlp_dim=64,
+    dropout_rate=0.0,
+  )
+
+
+@pytest.fixture
+def tiny_params(golden):
+  """The parameters of t5_1_1_tiny as `path -> array`."""
+  arrays = golden("t5_1_1_tiny")
+  prefix = "params/"
+  return {
+    name.removeprefix(prefix): value
+    for name, value in arrays.items()
+    if name.startswith(prefix)
+  }
+
+
+@pytest.fixture
+def tiny_batch(golden):
+  """The batch that the golden models were fed."""
+  arrays = golden("t5_1_1_tiny")
+  return {name: x for name, x in arrays.items() if "tokens" in name} | {
+    "decoder_loss_weights": arrays["decoder_loss_weights"]
+  }
