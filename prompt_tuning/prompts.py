@@ -7,7 +7,7 @@ and only the prompt learns.
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 from flax import linen as nn
 from flax.linen import partitioning
@@ -19,9 +19,8 @@ import numpy as np
 Initializer = Callable[..., Array]
 # `(prompt [B,P,D], embedded [B,T,D], tokens [B,T]) -> [B,P+T,D]`.
 JoinFn = Callable[[Array, Array, Array], Array]
-Visibility = Literal["prompt->prompt", "prompt->prompt;causal", "prompt->input"]
 
-FULL_VISIBILITY: tuple[Visibility, ...] = ("prompt->prompt", "prompt->input")
+FULL_VISIBILITY = ("prompt->prompt", "prompt->input")
 
 
 def prefix_prompt(
@@ -89,7 +88,7 @@ def prepend_real(
 
 
 def _prompt_rows(
-  num_positions: int, prompt_length: int, visibility: tuple[Visibility, ...]
+  num_positions: int, prompt_length: int, visibility: tuple[str, ...]
 ) -> Bool[np.ndarray, "S S"]:
   """What `visibility` leaves to the prompt's own queries; True elsewhere."""
   is_prompt = np.arange(num_positions) < prompt_length
@@ -110,7 +109,7 @@ def encoder_mask(
   tokens: Int[Array, "B T"],
   *,
   prompt_length: int,
-  visibility: tuple[Visibility, ...] = FULL_VISIBILITY,
+  visibility: tuple[str, ...] = FULL_VISIBILITY,
 ) -> Bool[Array, "B 1 {prompt_length}+T {prompt_length}+T"]:
   """Builds the encoder's mask, True = may attend.
 
@@ -141,7 +140,7 @@ def decoder_only_mask(
   causal_attention: Int[Array, "B T"] | None,
   *,
   prompt_length: int,
-  visibility: tuple[Visibility, ...] = FULL_VISIBILITY,
+  visibility: tuple[str, ...] = FULL_VISIBILITY,
 ) -> Bool[Array, "B 1 {prompt_length}+T {prompt_length}+T"]:
   """Builds the mask of a prompted decoder-only model, True = may attend.
 
@@ -160,8 +159,8 @@ def decoder_only_mask(
     prefix = encoder_mask(
       causal_attention, prompt_length=prompt_length, visibility=visibility
     )
-    is_input = jnp.arange(num_positions) >= prompt_length
-    visible = (visible & is_input[:, None]) | prefix
+    is_input = np.arange(num_positions) >= prompt_length
+    visible = (visible & is_input[None, None, :, None]) | prefix
   return visible & (real[:, None, :, None] & real[:, None, None, :])
 
 
@@ -181,7 +180,7 @@ class PromptConfig:
 
   length: int = 100
   join: JoinFn = prefix_prompt
-  visibility: tuple[Visibility, ...] = FULL_VISIBILITY
+  visibility: tuple[str, ...] = FULL_VISIBILITY
 
   def __post_init__(self) -> None:
     if self.length < 1:

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Initial values of a prompt (Lester et al., 2021, sec. 3.2).
+
+Each initialiser is a function of a JAX key, the prompt's length P, the frozen
+embedding table `[V,D]` and a function from a text to its token ids; it returns
+float32 `[P,D]`. Class labels are the paper's default: see `class_labels`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+import numpy as np
+
+EncodeFn = Callable[[str], Sequence[int]]
+PromptInit = Callable[[Key[Array, ""], int, Array, EncodeFn], Array]
+
+
+def random_uniform(
+  rng: Key[Array, ""],
+  length: int,
+  table: Float[Array, "V D"],
+  encode: EncodeFn,
+  *,
+  low: float = -0.5,
+  high: float = 0.5,
+) -> Float[Array, "{length} D"]:
+  """Draws from `[low, high)`.
+
+  The defaults are the paper's; the released code draws from [0, 0.5).
+  """
+  del encode
+  shape = (length, table.shape[1])
+  return jax.random.uniform(rng, shape, minval=low, maxval=high)
+
+
+def sampled_vocab(
+  rng: Key[Array, ""],
+  length: int,
+  table: Float[Array, "V D"],
+  encode: EncodeFn,
+  *,
+  population_size: int = 5000,
+) -> Float[Array, "{length} D"]:
+  """Copies the embeddings of random common tokens.
+
+  A SentencePiece vocabulary is sorted by frequency, so that the first rows are
+  those of the most common tokens. Drawn without replacement unless the prompt
+  is longer than the population.
+  """
+  del encode
+  size = min(population_size, table.shape[0])
+  rows = jax.random.choice(rng, size, (length,), replace=length > size)
+  return table[rows].astype(jnp.float32)
+
+
+def class_labels(
+  rng: Key[Array, ""],
+  length: int,
+  table: Float[Array, "V D"],
+  encode: EncodeFn,
+  *,
+  labels: Sequence[str],
+  population_size: int = 5000,
+) -> Float[Array, "{length} D"]:
+  """Copies the embeddings of the task's labels: one row a label.
+
+  A label of several pieces becomes their mean. The rows that are left over
+  are sampled from the vocabulary; labels that are left over are not used.
+
+  Raises:
+    ValueError: if a label has no tokens, or there is none.
+  """
+  if isinstance(labels, str) or not labels:
+    raise ValueError(
+      f"CLASS_LABELS={labels!r} must be a list of texts such as"
+      " ['positive', 'negative']"
+    )
+  means = []
+  for label in labels:
+    ids = list(encode(label))
+    if not ids:
+      raise ValueError(f"CLASS_LABELS: {label!r} has no tokens")
+    means.append(jnp.mean(table[jnp.array(ids)].astype(jnp.float32), axis=0))
+  rest = sampled_vocab(
+    rng, length, table, encode, population_size=population_size
+  )
+  return _begin(rest, jnp.stack(means))
+
+
+def text(
+  rng: Key[Array, ""],
+  length: int,
+  table: Float[Array, "V D"],
+  encode: EncodeFn,
+  *,
+  string: str,
+  population_size: int = 5000,
+) -> Float[Array, "{length} D"]:
+  """Copies the embeddings of a text, one row a token.
+
+  The rows that are left over are sampled from the vocabulary; tokens that are
+  left over are not used.
+
+  Raises:
+    ValueError: if the text has no tokens.
+  """
+  ids = list(encode(string))
+  if not ids:
+    raise ValueError(f"PROMPT_STRING={string!r} has no tokens")
+  rest = sampled_vocab(
+    rng, length, table, encode, population_size=population_size
+  )
+  return _begin(rest, table[jnp.array(ids)].astype(jnp.float32))
+
+
+def _begin(
+  rest: Float[Array, "P D"], rows: Float[Array, "N D"]
+) -> Float[Array, "P D"]:
+  return jnp.concatenate([rows, rest[rows.shape[0] :]])[: rest.shape[0]]
+
+
+def from_file(
+  rng: Key[Array, ""],
+  length: int,
+  table: Float[Array, "V D"],
+  encode: EncodeFn,
+  *,
+  path: str,
+) -> Float[Array, "{length} D"]:
+  """Reads a prompt that was saved as a numpy array.
+
+  Raises:
+    ValueError: if the file is missing, is no array, or has another shape.
+  """
+  del rng, encode
+  wanted = (length, table.shape[1])
+  try:
+    prompt = np.load(path, allow_pickle=False)
+  except FileNotFoundError as error:
+    raise ValueError(f"PROMPT_FILE={path!r} does not exist") from error
+  except (ValueError, EOFError, OSError) as error:
+    raise ValueError(
+      f"PROMPT_FILE={path!r} is not a numpy array: {error}"
+    ) from error
+  if prompt.dtype.str == "|V2":  # How numpy reads a bfloat16 array back.
+    prompt = prompt.view(jnp.bfloat16)
+  if prompt.shape != wanted:
+    raise ValueError(
+      f"PROMPT_FILE={path!r} holds an array of shape {prompt.shape}, the model"
+      f" wants {wanted}: set PROMPT_LENGTH to its first number, and use the"
+      " base model that it was tuned for"
+    )
+  return jnp.asarray(prompt, jnp.float32)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training step: what the paper's sec. 3 computes, and what it needs.
+
+Parameters are flat dicts from T5X's paths ("encoder/prompt/prompt/prompt") to
+arrays, split once into what is trained and what is frozen. Only the former is
+differentiated, has optimizer state and is saved.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, Num
+import optax
+
+from prompt_tuning import losses, optim, t5
+
+Params = dict[str, Array]
+# int32 `encoder_input_tokens [B,T]`, `decoder_input_tokens`,
+# `decoder_target_tokens` and `decoder_loss_weights` `[B,U]`.
+Batch = Mapping[str, Num[Array, "B _"]]
+
+
+class TrainState(NamedTuple):
+  """All that a step changes.
+
+  Attributes:
+    step: number of steps taken; it continues from that of the base.
+    trainable: the parameters that are trained.
+    opt_state: the state of their optimizer.
+  """
+
+  step: Int[Array, ""]
+  trainable: Params
+  opt_state: optax.OptState
+
+
+class StepMetrics(NamedTuple):
+  """What a step reports, float32 scalars on the device.
+
+  Attributes:
+    sums: sums over the target tokens of the batch.
+    grad_norm: global norm of the gradient.
+    learning_rate: of the first rule of the partition; NaN if it has none.
+  """
+
+  sums: losses.LossSums
+  grad_norm: Float[Array, ""]
+  learning_rate: Float[Array, ""]
+
+
+def apply(
+  model: t5.Transformer,
+  params: Params,
+  batch: Batch,
+  dropout_rng: Key[Array, ""] | None = None,
+) -> Float[Array, "B U V"]:
+  """Returns the logits of a batch; no dropout without an rng for it."""
+  logits = model.apply(
+    {"params": traverse_util.unflatten_dict(params, sep="/")},
+    batch["encoder_input_tokens"],
+    batch["decoder_input_tokens"],
+    batch["decoder_target_tokens"],
+    enable_dropout=dropout_rng is not None,
+    rngs=None if dropout_rng is None else {"dropout": dropout_rng},
+  )
+  assert isinstance(logits, Array)  # No collection is mutable.
+  return logits
+
+
+def loss_fn(
+  trainable: Params,
+  frozen: Params,
+  batch: Batch,
+  dropout_rng: Key[Array, ""] | None,
+  *,
+  model: t5.Transformer,
+  loss: losses.LossConfig,
+) -> tuple[Float[Array, ""], losses.LossSums]:
+  """Returns what is minimised, and all sums over the tokens."""
+  logits = apply(model, frozen | trainable, batch, dropout_rng)
+  sums = losses.weighted_loss(
+    logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"], loss
+  )
+  return sums.loss, sums
+
+
+def train_step(
+  state: TrainState,
+  frozen: Params,
+  batch: Batch,
+  rng: Key[Array, ""],
+  *,
+  model: t5.Transformer,
+  optimizer: optax.GradientTransformation,
+  loss: losses.LossConfig,
+  num_microbatches: int = 1,
+) -> tuple[TrainState, StepMetrics]:
+  """Takes one step.
+
+  Args:
+    state: what the step changes.
+    frozen: the parameters that are not trained.
+    batch: its rows are cut into microbatches in order.
+    rng: the same for all steps; dropout folds the step into it.
+    model: the network.
+    optimizer: of the trained parameters.
+    loss: z-loss, label smoothing, normalisation.
+    num_microbatches: parts whose gradients are summed, one at a time, to save
+      memory. A normalised loss is normalised within each, as in T5X.
+  """
+  rngs = jax.random.split(jax.random.fold_in(rng, state.step), num_microbatches)
+  microbatches = jax.tree.map(
+    lambda x: x.reshape(num_microbatches, -1, *x.shape[1:]), dict(batch)
+  )
+
+  def add_microbatch(total: tuple, xs: tuple) -> tuple[tuple, None]:
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+    new = grad_fn(state.trainable, frozen, *xs, model=model, loss=loss)
+    return jax.tree.map(jnp.add, total, new), None
+
+  zeros = jax.tree.map(
+    jnp.zeros_like, (state.trainable, losses.LossSums(*[jnp.float32(0)] * 5))
+  )
+  if num_microbatches == 1:  # Without a loop around the whole step.
+    first = jax.tree.map(lambda x: x[0], (microbatches, rngs))
+    (grads, sums), _ = add_microbatch(zeros, first)
+  else:
+    (grads, sums), _ = jax.lax.scan(add_microbatch, zeros, (microbatches, rngs))
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+  trainable = optax.apply_updates(state.trainable, updates)
+  metrics = StepMetrics(
+    sums, optax.tree.norm(grads), optim.current_learning_rate(opt_state)
+  )
+  return TrainState(state.step + 1, trainable, opt_state), metrics
+
+
+def eval_step(
+  params: Params,
+  batch: Batch,
+  *,
+  model: t5.Transformer,
+  loss: losses.LossConfig,
+) -> losses.LossSums:
+  """Returns the loss of a batch under teacher forcing, without dropout."""
+  return loss_fn(params, {}, batch, None, model=model, loss=loss)[1]
