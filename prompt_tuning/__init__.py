@@ -7,3 +7,8 @@ One letter per axis, with one meaning, in every shape of the package:
   P prompt        U target tokens              H heads          V vocabulary
   L layers        S encoder positions, P+T     K head width     N any number
 """
+
+import os
+
+# TensorFlow, behind the data door, is not chatty unless asked to be.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

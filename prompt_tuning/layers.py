@@ -25,6 +25,20 @@ Initializer = Callable[..., Array]
 MASKED_LOGIT = -1e10
 
 
+def _fused(init: Initializer) -> Initializer:
+  """Draws in one pass: an eager draw holds several copies of the result."""
+  return jax.jit(init, static_argnums=(1, 2))
+
+
+_MLP_INIT = _fused(
+  nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+)
+_ATTENTION_INIT = _fused(
+  nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+)
+_EMBEDDING_INIT = _fused(nn.initializers.normal(stddev=1.0))
+
+
 class Projection(nn.Module):
   """Multiplies by a kernel of the joined shape `[inputs, outputs]`.
 
@@ -38,9 +52,7 @@ class Projection(nn.Module):
 
   features: int
   axes: tuple[str, str]
-  kernel_init: Initializer = nn.initializers.variance_scaling(
-    1.0, "fan_in", "truncated_normal"
-  )
+  kernel_init: Initializer = _MLP_INIT
   dtype: DTypeLike = jnp.float32
   param_dtype: DTypeLike = jnp.float32
 
@@ -105,7 +117,7 @@ class Embed(nn.Module):
     """Creates the table."""
     self.embedding = partitioning.param_with_axes(
       "embedding",
-      nn.initializers.normal(stddev=1.0),
+      _EMBEDDING_INIT,
       (self.num_embeddings, self.features),
       self.param_dtype,
       axes=("vocab", "embed"),
@@ -245,7 +257,6 @@ class Attention(nn.Module):
         creates the cache sets its length by that of its input; every later
         call feeds one position. For self-attention only.
     """
-    kernel_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
     scale = math.sqrt(self.head_dim)
 
     def project(name: str, inputs: Array, init: Initializer) -> Array:
@@ -259,10 +270,10 @@ class Attention(nn.Module):
       )(inputs)
       return heads.reshape(*heads.shape[:2], self.num_heads, self.head_dim)
 
-    query_init = lambda *args: kernel_init(*args) / scale
+    query_init = lambda *args: _ATTENTION_INIT(*args) / scale
     query = project("query", inputs_q, query_init)
-    key = project("key", inputs_kv, kernel_init)
-    value = project("value", inputs_kv, kernel_init)
+    key = project("key", inputs_kv, _ATTENTION_INIT)
+    value = project("value", inputs_kv, _ATTENTION_INIT)
     if decode:
       key, value, mask, bias = self._extend_cache(key, value, bias)
 
@@ -281,7 +292,7 @@ class Attention(nn.Module):
     return Projection(
       inputs_q.shape[-1],
       axes=("joined_kv", "embed"),
-      kernel_init=kernel_init,
+      kernel_init=_ATTENTION_INIT,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       name="out",

@@ -8,11 +8,14 @@ the prompt sits where google-research/prompt-tuning puts it, at
 """
 
 import dataclasses
+import functools
 
 from flax import linen as nn
+from flax import traverse_util
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from prompt_tuning import layers, prompts
 
@@ -447,3 +450,20 @@ def _same_segment(
   queries: Int[Array, "B Q"], keys: Int[Array, "B N"]
 ) -> Bool[Array, "B 1 Q N"]:
   return (queries[:, :, None] == keys[:, None, :])[:, None]
+
+
+def _init(model: Transformer, rng: Key[Array, ""]) -> dict[str, Array]:
+  """Draws all parameters, by path, without computing anything else."""
+  tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+  variables = model.lazy_init(rng, tokens, tokens, tokens, enable_dropout=False)
+  return traverse_util.flatten_dict(variables["params"], sep="/")
+
+
+def init_params(model: Transformer, *, seed: int) -> dict[str, Array]:
+  """Draws a network with random weights; keys are T5X's parameter paths."""
+  return _init(model, jax.random.key(seed))
+
+
+def param_shapes(model: Transformer) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns shape and dtype of every parameter, by path."""
+  return jax.eval_shape(functools.partial(_init, model), jax.random.key(0))

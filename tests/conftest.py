@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import tempfile
 
 # Before JAX is imported anywhere: two virtual devices, no accelerator, and
 # bfloat16 rounded where the program says so, as in the goldens (by default XLA
@@ -11,7 +12,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
   "--xla_force_host_platform_device_count=2 --xla_allow_excess_precision=false"
 )
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+# Tests that run the same program compile it once.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import numpy as np
 import pytest
@@ -25,6 +28,28 @@ def _strict_jax():
 
   with jax.numpy_rank_promotion("raise"):
     yield
+
+
+@pytest.fixture(autouse=True)
+def _clear_gin():
+  import gin
+
+  gin.clear_config()
+  yield
+  gin.clear_config()
+
+
+@pytest.fixture
+def gin_model():
+  """Builds the network that gin files and bindings describe."""
+  import gin
+  from prompt_tuning import configuration, t5
+
+  def build(*files, bindings=()):
+    configuration.load(configuration.Flags(files, bindings, ()))
+    return gin.get_configurable(t5.Transformer)()
+
+  return build
 
 
 @pytest.fixture
