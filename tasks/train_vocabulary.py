@@ -15,10 +15,14 @@ import glob
 import io
 import lzma
 import string
+from typing import Any
 
 from absl import app, flags
 import sentencepiece as spm
 from sentencepiece import sentencepiece_model_pb2
+
+# Its classes are made when it is imported, so that mypy sees none.
+_model_pb2: Any = sentencepiece_model_pb2
 
 _CORPUS = flags.DEFINE_string(
   "corpus", None, "Glob of UTF-8 text files, plain or .xz.", required=True
@@ -70,12 +74,12 @@ def train(paths: Sequence[str], *, size: int, num_sentences: int) -> bytes:
     num_threads=2,
     minloglevel=1,
   )
-  proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
+  proto = _model_pb2.ModelProto.FromString(model.getvalue())
   for i in reversed(range(NUM_SENTINELS)):
     proto.pieces.add(
       piece=f"<extra_id_{i}>",
       score=0.0,
-      type=sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED,
+      type=_model_pb2.ModelProto.SentencePiece.USER_DEFINED,
     )
   proto.trainer_spec.vocab_size = len(proto.pieces)
   return proto.SerializeToString()
