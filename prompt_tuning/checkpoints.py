@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training state to disk and back: what is trained, never the base.
+
+`MODEL_DIR/checkpoint_<step>/` is an Orbax checkpoint of the trained parameters
+and their optimizer state; `MODEL_DIR/numpy_checkpoints/checkpoint_<step>/` has
+each prompt as a numpy array, where the original puts it.
+"""
+
+from collections.abc import Mapping
+import os
+import pathlib
+from typing import Any
+
+from etils import epath
+import jax
+from jaxtyping import Array
+import numpy as np
+import orbax.checkpoint as ocp
+
+from prompt_tuning import fingerprint, trainer
+
+Metadata = Mapping[str, Any]
+
+
+def open_manager(model_dir: str, *, keep: int) -> ocp.CheckpointManager:
+  """Opens `model_dir` for checkpoints, of which the newest `keep` stay.
+
+  Saving is asynchronous; `close` or `wait_until_finished` before leaving.
+  """
+  return ocp.CheckpointManager(
+    epath.Path(model_dir).absolute(),
+    options=ocp.CheckpointManagerOptions(
+      max_to_keep=keep,
+      step_prefix="checkpoint",
+      create=True,
+      enable_async_checkpointing=True,
+    ),
+    item_names=("state", "metadata"),
+  )
+
+
+def _flatten(state: trainer.TrainState) -> dict[str, Array]:
+  """Names the arrays of a state by their place in it."""
+  leaves, _ = jax.tree.flatten_with_path(state)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in leaves
+  }
+
+
+def save(
+  manager: ocp.CheckpointManager,
+  state: trainer.TrainState,
+  metadata: Metadata,
+) -> None:
+  """Starts saving a state, with a fingerprint that shows later damage.
+
+  Args:
+    manager: from `open_manager`.
+    state: its step names the checkpoint.
+    metadata: anything JSON; `restore` returns it.
+  """
+  arrays = _flatten(state)
+  described = {
+    **metadata,
+    "arrays": {name: list(x.shape) for name, x in arrays.items()},
+    "state_fingerprint": fingerprint.fingerprint(arrays),
+  }
+  manager.save(
+    int(state.step),
+    args=ocp.args.Composite(
+      state=ocp.args.StandardSave(arrays),
+      metadata=ocp.args.JsonSave(described),
+    ),
+  )
+
+
+def restore(
+  manager: ocp.CheckpointManager,
+  like: trainer.TrainState,
+  *,
+  base_fingerprint: str,
+) -> tuple[trainer.TrainState, Metadata] | None:
+  """Restores the newest sound checkpoint; None if there is no checkpoint.
+
+  A damaged one is passed over with a printed line.
+
+  Args:
+    manager: from `open_manager`.
+    like: a state of the same structure, shapes and shardings.
+    base_fingerprint: of the frozen parameters, which must be those that the
+      checkpoint was trained on.
+
+  Raises:
+    ValueError: if the checkpoint belongs to another base or another partition,
+      or every checkpoint is damaged.
+  """
+  steps = sorted(manager.all_steps(), reverse=True)
+  for step in steps:
+    try:
+      state, metadata = _read(manager, step, like)
+    except _Damaged as error:
+      print(f"checkpoint_{step} is damaged and not used: {error}", flush=True)
+      continue
+    found = metadata["base_fingerprint"]
+    if found != base_fingerprint:
+      raise ValueError(
+        f"{manager.directory}/checkpoint_{step} was trained on another base"
+        f" (fingerprint {found}, now {base_fingerprint}): use its base or"
+        " another MODEL_DIR"
+      )
+    return state, metadata
+  if steps:
+    raise ValueError(
+      f"every checkpoint of {manager.directory} is damaged: use another"
+      " MODEL_DIR, or delete them to start again"
+    )
+  return None
+
+
+class _Damaged(Exception):
+  """A checkpoint that cannot be read as it was written."""
+
+
+def _read(
+  manager: ocp.CheckpointManager, step: int, like: trainer.TrainState
+) -> tuple[trainer.TrainState, Metadata]:
+  """Reads one checkpoint and compares it with its fingerprint."""
+  arrays = _flatten(like)
+  try:
+    metadata = manager.restore(
+      step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
+    )["metadata"]
+    found = {name: tuple(x) for name, x in metadata["arrays"].items()}
+  except Exception as error:  # Orbax and tensorstore raise many types.
+    raise _Damaged(_first_line(error)) from error
+  wanted = {name: x.shape for name, x in arrays.items()}
+  if found != wanted:
+    changed = sorted(dict(found.items() ^ wanted.items()))
+    raise ValueError(
+      f"{manager.directory}/checkpoint_{step} was trained with another"
+      f" partition, prompt or optimizer: {', '.join(changed[:3])} differ; use"
+      " another MODEL_DIR"
+    )
+  try:
+    restored = manager.restore(
+      step, args=ocp.args.Composite(state=ocp.args.StandardRestore(arrays))
+    )["state"]
+  except Exception as error:
+    raise _Damaged(_first_line(error)) from error
+  if fingerprint.fingerprint(restored) != metadata["state_fingerprint"]:
+    raise _Damaged("its fingerprint does not match")
+  leaves = [restored[name] for name in arrays]
+  return jax.tree.unflatten(jax.tree.structure(like), leaves), metadata
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def write_prompts(model_dir: str, state: trainer.TrainState) -> None:
+  """Writes each trained prompt as a numpy array, atomically.
+
+  To `numpy_checkpoints/checkpoint_<step>/encoder.prompt.prompt.prompt`, a
+  `.npy` file without the extension, as the original does.
+  """
+  directory = pathlib.Path(model_dir) / "numpy_checkpoints"
+  directory = directory / f"checkpoint_{int(state.step)}"
+  for name, x in state.trainable.items():
+    if not name.endswith("/prompt"):
+      continue
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / name.replace("/", ".")
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+      np.save(file, jax.device_get(x), allow_pickle=False)
+      file.flush()
+      os.fsync(file.fileno())
+    temporary.rename(path)

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: steps, and what happens every so many of them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import tqdm
+
+from prompt_tuning import batching, metrics_log, trainer
+
+StepFn = Callable[..., tuple[trainer.TrainState, trainer.StepMetrics]]
+# One list a step: the values of its metrics, in order.
+StepValues = list[list[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+  """How long to train, and how often to look.
+
+  Attributes:
+    train_steps: the step to stop at. As in T5X it is counted from the
+      beginning of the base's pretraining: 1_130_000 trains 30,000 steps on a
+      base of 1,100,000.
+    batch_size: rows a step, of all devices together.
+    eval_period: steps between evaluations.
+    eval_steps: batches of the teacher-forced evaluation.
+    eval_at_start: evaluate before the first step too.
+    checkpoint_period: steps between checkpoints.
+    checkpoint_keep: how many of the newest checkpoints stay.
+    log_period: steps whose metrics are averaged to one line of the log.
+    num_microbatches: see `trainer.train_step`.
+    seed: of the prompt's initial value, the order of the rows and dropout.
+
+  Raises:
+    ValueError: for a number below 1 where there must be one, or a batch that
+      cannot be cut into equal microbatches.
+  """
+
+  train_steps: int
+  batch_size: int = 32
+  eval_period: int = 1000
+  eval_steps: int = 20
+  eval_at_start: bool = False
+  checkpoint_period: int = 1000
+  checkpoint_keep: int = 2
+  log_period: int = 100
+  num_microbatches: int = 1
+  seed: int = 0
+
+  def __post_init__(self) -> None:
+    for name in (
+      "train_steps",
+      "batch_size",
+      "eval_period",
+      "checkpoint_period",
+      "checkpoint_keep",
+      "log_period",
+      "num_microbatches",
+    ):
+      value = getattr(self, name)
+      if value < 1:
+        raise ValueError(f"LoopConfig.{name}={value} must be 1 or more")
+    if self.batch_size % self.num_microbatches:
+      raise ValueError(
+        f"BATCH_SIZE={self.batch_size} must be divisible by the"
+        f" {self.num_microbatches} microbatches"
+      )
+
+
+class Hooks(NamedTuple):
+  """What the loop calls.
+
+  Attributes:
+    evaluate: called with a state; returns metrics by name.
+    save: called with a state and the values of the steps that no line of the
+      log has yet.
+  """
+
+  evaluate: Callable[[trainer.TrainState], Mapping[str, float]]
+  save: Callable[[trainer.TrainState, StepValues], None]
+
+
+def summarize(values: StepValues) -> dict[str, float]:
+  """Averages the metrics of some steps, under T5X's names.
+
+  Sums over a batch are averaged over the steps; accuracy and the loss per
+  token are averages over all tokens.
+  """
+  totals = np.sum(np.array(values, np.float64), axis=0)
+  loss, z_loss, num_correct, weights, num_real, grad_norm, rate = totals
+  num_steps = len(values)
+  return {
+    "loss": loss / num_steps,
+    "cross_ent_loss": (loss - z_loss) / num_steps,
+    "z_loss": z_loss / num_steps,
+    "loss_per_nonpadding_target_token": loss / max(num_real, 1.0),
+    "accuracy": num_correct / max(weights, 1.0),
+    "grad_norm": grad_norm / num_steps,
+    "learning_rate": rate / num_steps,
+  }
+
+
+def fit(
+  state: trainer.TrainState,
+  frozen: trainer.Params,
+  batches: Iterator[batching.Batch],
+  *,
+  step_fn: StepFn,
+  hooks: Hooks,
+  log: metrics_log.MetricsLog,
+  config: LoopConfig,
+  unlogged: Sequence[Sequence[float]] = (),
+) -> trainer.TrainState:
+  """Trains until `config.train_steps`, or until SIGTERM has been received.
+
+  Args:
+    state: where to start; its arrays are used up.
+    frozen: the parameters that are not trained.
+    batches: from the state's step on.
+    step_fn: the compiled `trainer.train_step` of state, frozen and batch.
+    hooks: evaluation and saving.
+    log: where metrics go.
+    config: how long, how often.
+    unlogged: what `hooks.save` was given with this state.
+
+  Returns:
+    The last state, which has been saved.
+
+  Raises:
+    FloatingPointError: if the loss is not finite.
+  """
+  values: StepValues = [list(row) for row in unlogged]
+  running: list[trainer.StepMetrics] = []
+  step = saved_step = int(state.step)
+  bar = tqdm.tqdm(
+    initial=step,
+    total=config.train_steps,
+    unit="step",
+    disable=None,
+    dynamic_ncols=True,
+  )
+  started, started_step = time.monotonic(), step
+
+  def collect() -> None:
+    """Waits for the running steps and takes their metrics."""
+    rows = [
+      [float(x) for x in jax.tree.leaves(metrics)]
+      for metrics in jax.device_get(running)
+    ]
+    running.clear()
+    for row_step, row in enumerate(rows, step - len(rows) + 1):
+      if not math.isfinite(row[0]):
+        raise FloatingPointError(_diverged(row[0], row_step))
+    values.extend(rows)
+
+  with _sigterm() as stopped, bar:
+    while step < config.train_steps and not stopped.is_set():
+      state, metrics = step_fn(state, frozen, next(batches))
+      running.append(metrics)
+      step += 1
+      # One step ahead of the device, so that it never waits, and no more, so
+      # that the bar tells the truth.
+      jax.block_until_ready(running[-2:][0])
+      bar.update()
+      is_last = step == config.train_steps
+      if step % config.log_period == 0 or is_last:
+        collect()
+        averages = summarize(values)
+        values.clear()
+        metrics_log.write(log, step, "train", averages)
+        seconds = time.monotonic() - started
+        speed = (step - started_step) / seconds
+        metrics_log.write_scalars(
+          log, step, "timing", {"steps_per_second": speed}
+        )
+        started, started_step = time.monotonic(), step
+        _report(bar, step, averages, speed, config)
+      if step % config.eval_period == 0 or is_last:
+        scores = hooks.evaluate(state)
+        metrics_log.write(log, step, "eval", scores)
+        bar.write(f"step {step}: {format_scores(scores)}")
+      if step % config.checkpoint_period == 0 or is_last:
+        collect()
+        hooks.save(state, values)
+        saved_step = step
+    if saved_step != step:
+      collect()
+      hooks.save(state, values)
+      bar.write(f"stopped by SIGTERM; step {step} is saved")
+  return state
+
+
+def format_scores(scores: Mapping[str, float]) -> str:
+  """Writes metrics on one line."""
+  return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+
+
+def _report(
+  bar: tqdm.tqdm,
+  step: int,
+  averages: Mapping[str, float],
+  speed: float,
+  config: LoopConfig,
+) -> None:
+  """Shows the loss in the bar or, where there is none, on a line."""
+  loss = averages["loss_per_nonpadding_target_token"]
+  accuracy = averages["accuracy"]
+  if not bar.disable:
+    bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}")
+    return
+  left = (config.train_steps - step) / speed
+  print(
+    f"step {step}/{config.train_steps}: loss per token {loss:.4f}, accuracy"
+    f" {accuracy:.3f}, {speed:.2f} steps/s, {left:.0f} s left",
+    flush=True,
+  )
+
+
+def _diverged(loss: float, step: int) -> str:
+  return (
+    f"the loss is {loss} at step {step}: try a lower learning rate or a"
+    " warm-up (optim.learning_rate_schedule), or ACTIVATION_DTYPE='float32'"
+  )
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+  """Turns SIGTERM into an event while the block runs."""
+  received = threading.Event()
+  before = signal.signal(signal.SIGTERM, lambda *_: received.set())
+  try:
+    yield received
+  finally:
+    signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics of a run as JSON lines and for TensorBoard.
+
+`metrics.jsonl` holds what is the same whenever the run is repeated, and after
+a restart goes on as if there had been none; times go to TensorBoard alone.
+"""
+
+from collections.abc import Mapping
+import json
+import os
+import pathlib
+from typing import NamedTuple
+
+import tensorboardX
+
+
+class MetricsLog(NamedTuple):
+  """Where a run writes its metrics.
+
+  Attributes:
+    path: the file of JSON lines.
+    writer: the writer of TensorBoard's event files.
+  """
+
+  path: pathlib.Path
+  writer: tensorboardX.SummaryWriter
+
+
+def open_log(model_dir: str, step: int) -> MetricsLog:
+  """Opens the log of a run that continues at `step`.
+
+  Lines of later steps, written before a crash, are dropped.
+  """
+  path = pathlib.Path(model_dir) / "metrics.jsonl"
+  kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
+  temporary = path.with_suffix(".tmp")
+  with open(temporary, "w", encoding="utf-8") as file:
+    file.writelines(kept)
+    file.flush()
+    os.fsync(file.fileno())
+  temporary.rename(path)
+  writer = tensorboardX.SummaryWriter(
+    str(pathlib.Path(model_dir) / "tensorboard"), purge_step=step + 1
+  )
+  return MetricsLog(path, writer)
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+  """Reads the whole lines of the file; a torn last one is left out."""
+  if not path.exists():
+    return []
+  lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+  return [line for line in lines if line.endswith("\n")]
+
+
+def write(
+  log: MetricsLog, step: int, split: str, values: Mapping[str, float]
+) -> None:
+  """Appends one line, and one scalar per value for TensorBoard."""
+  line = json.dumps({"step": step, "split": split, **values})
+  with open(log.path, "a", encoding="utf-8") as file:
+    file.write(f"{line}\n")
+  write_scalars(log, step, split, values)
+
+
+def write_scalars(
+  log: MetricsLog, step: int, split: str, values: Mapping[str, float]
+) -> None:
+  """Writes values for TensorBoard alone, as `split/name`."""
+  for name, value in values.items():
+    log.writer.add_scalar(f"{split}/{name}", value, step)
+  log.writer.flush()

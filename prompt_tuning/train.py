@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a prompt, or whatever the partition says.
+
+    python -m prompt_tuning.train --gin_file=gin/runs/demo.gin
+
+`train` is the root that the gin files of a run configure.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+import gin
+from prompt_tuning import (
+  batching,
+  checkpoints,
+  configuration,
+  evaluate,
+  fingerprint,
+  loop,
+  losses,
+  metrics_log,
+  optim,
+  pretrained,
+  prompt_init,
+  t5,
+  task_data,
+  trainer,
+)
+
+PROMPT = "encoder/prompt/prompt/prompt"
+
+
+def train(
+  *,
+  model_dir: str,
+  initial_checkpoint_path: str | None,
+  model: t5.Transformer,
+  partition: optim.Partition,
+  load_data: Callable[[], task_data.TaskData],
+  config: loop.LoopConfig,
+  loss: losses.LossConfig,
+  initial_prompt: prompt_init.PromptInit | None = None,
+) -> trainer.TrainState:
+  """Trains, evaluates and saves.
+
+  Args:
+    model_dir: where checkpoints and metrics go. If it has checkpoints already,
+      the run continues from the newest.
+    initial_checkpoint_path: the base; None for random weights.
+    model: the network.
+    partition: which parameters are trained, by which optimizer.
+    load_data: reads what they are trained and evaluated on.
+    config: how long, how often.
+    loss: z-loss, label smoothing, normalisation.
+    initial_prompt: an initialiser of `prompt_init`; a model with a prompt
+      needs one.
+
+  Returns:
+    The last state, which is saved in `model_dir`.
+
+  Raises:
+    ValueError: for whatever is wrong with the configuration or its files.
+    FloatingPointError: if the loss is not finite.
+  """
+  partition.labels(t5.param_shapes(model))
+  _check_base(initial_checkpoint_path, model)
+  data = load_data()
+  _check_vocabulary(data.vocabulary, model)
+  params, base_step = _load_base(initial_checkpoint_path, model, config)
+  if model.prompt is not None:
+    params[PROMPT] = _draw_prompt(
+      initial_prompt, model, params, data.vocabulary, seed=config.seed
+    )
+
+  trainable, frozen = optim.split(params, partition.labels(params))
+  optimizer = partition.optimizer(params)
+  del params
+  print(_parameter_table(trainable, frozen), flush=True)
+  base = fingerprint.fingerprint(frozen)
+  state = trainer.TrainState(
+    jnp.int32(base_step), trainable, optimizer.init(trainable)
+  )
+  with checkpoints.open_manager(
+    model_dir, keep=config.checkpoint_keep
+  ) as manager:
+    restored = checkpoints.restore(manager, state, base_fingerprint=base)
+    unlogged: loop.StepValues = []
+    if restored is not None:
+      state, metadata = restored
+      unlogged = metadata["unlogged"]
+      print(f"continuing {model_dir} from step {int(state.step)}", flush=True)
+    log = metrics_log.open_log(model_dir, int(state.step))
+    config_path = pathlib.Path(model_dir) / "operative_config.gin"
+    config_path.write_text(gin.operative_config_str(), encoding="utf-8")
+
+    def save(state: trainer.TrainState, unlogged: loop.StepValues) -> None:
+      metadata = {"base_fingerprint": base, "unlogged": unlogged}
+      checkpoints.save(manager, state, metadata)
+      checkpoints.write_prompts(model_dir, state)
+
+    history: list[Mapping[str, float]] = []
+    evaluate_fn = _evaluate_fn(model, loss, data, config)
+
+    def evaluate_state(state: trainer.TrainState) -> Mapping[str, float]:
+      history.append(evaluate_fn(frozen | state.trainable))
+      return history[-1]
+
+    if config.eval_at_start and restored is None:
+      scores = evaluate_state(state)
+      metrics_log.write(log, base_step, "eval", scores)
+      print(f"step {base_step}: {loop.format_scores(scores)}", flush=True)
+    batches = batching.train_batches(
+      data.train_sources,
+      batch_size=config.batch_size,
+      feature_lengths=data.feature_lengths,
+      seed=config.seed,
+      start_step=int(state.step) - base_step,
+    )
+    step_fn = functools.partial(
+      trainer.train_step,
+      model=model,
+      optimizer=optimizer,
+      loss=loss,
+      num_microbatches=config.num_microbatches,
+    )
+    state = loop.fit(
+      state,
+      frozen,
+      batches,
+      step_fn=functools.partial(
+        jax.jit(step_fn, donate_argnums=0), rng=jax.random.key(config.seed)
+      ),
+      hooks=loop.Hooks(evaluate_state, save),
+      log=log,
+      config=config,
+      unlogged=unlogged,
+    )
+  assert fingerprint.fingerprint(frozen) == base, "a frozen parameter changed"
+  print(f"frozen parameters unchanged: fingerprint {base}")
+  if config.eval_at_start and len(history) > 1:
+    print(_before_and_after(history[0], history[-1]))
+  return state
+
+
+def _check_vocabulary(
+  vocabulary: task_data.Vocabulary, model: t5.Transformer
+) -> None:
+  """Refuses a vocabulary with ids beyond the model's embedding table."""
+  size = model.config.vocab_size
+  if vocabulary.size > size:
+    raise ValueError(
+      f"the vocabulary has {vocabulary.size} ids, the model's embedding table"
+      f" {size} rows: choose VOCABULARY or the model to fit"
+    )
+
+
+def _base_shapes(model: t5.Transformer) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns what a base must have: all parameters but the prompt."""
+  shapes = t5.param_shapes(model)
+  return {name: x for name, x in shapes.items() if name != PROMPT}
+
+
+def _check_base(path: str | None, model: t5.Transformer) -> None:
+  """Refuses a base that is missing or does not fit, before data is read."""
+  if path is not None:
+    pretrained.describe(path, _base_shapes(model))
+
+
+def _load_base(
+  path: str | None, model: t5.Transformer, config: loop.LoopConfig
+) -> tuple[trainer.Params, int]:
+  """Loads the base and its step, or draws a network with random weights."""
+  if path is None:
+    print("INITIAL_CHECKPOINT_PATH=None: the base has random weights")
+    return t5.init_params(model, seed=config.seed), 0
+  base = pretrained.load(path, _base_shapes(model))
+  if base.step >= config.train_steps:
+    raise ValueError(
+      f"TRAIN_STEPS={config.train_steps} must be above {base.step}, the step"
+      " of the base, from which steps are counted"
+    )
+  return base.params, base.step
+
+
+def _draw_prompt(
+  initial_prompt: prompt_init.PromptInit | None,
+  model: t5.Transformer,
+  params: trainer.Params,
+  vocabulary: task_data.Vocabulary,
+  *,
+  seed: int,
+) -> Array:
+  """Draws the prompt's initial value."""
+  if initial_prompt is None or model.prompt is None:
+    raise ValueError(
+      "the model has a prompt, which needs an initial value: add a file of"
+      " gin/prompts, such as --gin_file=gin/prompts/from_class_labels.gin"
+    )
+  # 0 is dropout's.
+  rng = jax.random.fold_in(jax.random.key(seed), 1)
+  table = params["token_embedder/embedding"]
+  return initial_prompt(rng, model.prompt.length, table, vocabulary.encode)
+
+
+def _parameter_table(trainable: trainer.Params, frozen: trainer.Params) -> str:
+  """Lists what is trained, and counts it beside what is frozen."""
+  count = lambda params: sum(x.size for x in params.values())
+  num_trained, num_frozen = count(trainable), count(frozen)
+  share = num_trained / (num_trained + num_frozen)
+  rows = [
+    f"trainable  {num_trained:>14,}  {share:.4%}",
+    f"frozen     {num_frozen:>14,}  {1 - share:.4%}",
+  ]
+  names = list(trainable)
+  rows += [f"  {name} {tuple(trainable[name].shape)}" for name in names[:5]]
+  if len(names) > 5:
+    rows.append(f"  and {len(names) - 5} more")
+  return "\n".join(rows)
+
+
+def _evaluate_fn(
+  model: t5.Transformer,
+  loss: losses.LossConfig,
+  data: task_data.TaskData,
+  config: loop.LoopConfig,
+) -> Callable[[trainer.Params], dict[str, float]]:
+  """Returns what evaluates all parameters: loss and metrics of every task."""
+  predict_fn = evaluate.greedy_predict_fn(model, data.feature_lengths)
+  loss_fn = jax.jit(
+    functools.partial(trainer.eval_step, model=model, loss=loss)
+  )
+  batch_size = config.batch_size
+
+  def evaluate_params(params: trainer.Params) -> dict[str, float]:
+    scores = evaluate.teacher_forced(
+      data,
+      params,
+      loss_fn,
+      batch_size=batch_size,
+      num_batches=config.eval_steps,
+    )
+    return scores | evaluate.evaluate(
+      data, params, predict_fn, batch_size=batch_size
+    )
+
+  return evaluate_params
+
+
+def _before_and_after(
+  before: Mapping[str, float], after: Mapping[str, float]
+) -> str:
+  """Writes each metric before and after training."""
+  width = max(map(len, after))
+  return "\n".join(
+    f"{name:<{width}}  before {before[name]:8.4g}  after {after[name]:8.4g}"
+    for name in after
+  )
+
+
+if __name__ == "__main__":
+  configuration.run("prompt_tuning.train.train")

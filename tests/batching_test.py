@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+import itertools
+import json
+
+from conftest import GOLDENS
+import numpy as np
+import pytest
+
+from prompt_tuning import batching
+
+LENGTHS = {"inputs": 8, "targets": 6}
+
+
+def examples(inputs, targets=None):
+  rows = lambda values: [np.array(row, np.int32) for row in values]
+  targets = inputs if targets is None else targets
+  return batching.Examples(
+    batching.Ragged.from_rows(rows(inputs)),
+    batching.Ragged.from_rows(rows(targets)),
+  )
+
+
+def numbered(num_rows, start=2):
+  """Examples whose input is one token that tells which row it is."""
+  return examples([[start + i] for i in range(num_rows)])
+
+
+def first_tokens(batches, num_batches):
+  batches = itertools.islice(batches, num_batches)
+  return [x["encoder_input_tokens"][:, 0].tolist() for x in batches]
+
+
+def stream(sources, **kwargs):
+  kwargs = {"batch_size": 4, "seed": 0, **kwargs}
+  return batching.train_batches(sources, feature_lengths=LENGTHS, **kwargs)
+
+
+def test_batches_equal_those_of_seqio(golden):
+  arrays = golden("feature_conversion")
+  rows = json.loads((GOLDENS / "feature_conversion.json").read_text())
+  rows = rows["append_eos_after_trim"]
+  batch = batching.make_batch(
+    examples([x["inputs"] for x in rows], [x["targets"] for x in rows]),
+    np.arange(4),
+    LENGTHS,
+  )
+  assert len(batch) == 4
+  for name, x in batch.items():
+    expected = arrays[f"enc_dec/pack_False/{name}"]
+    np.testing.assert_array_equal(x, expected, err_msg=name)
+
+
+def test_targets_are_shifted_behind_a_zero():
+  batch = batching.make_batch(
+    examples([[5]], [[7, 8, 1]]), np.array([0]), {"inputs": 2, "targets": 4}
+  )
+  assert batch["decoder_target_tokens"].tolist() == [[7, 8, 1, 0]]
+  assert batch["decoder_input_tokens"].tolist() == [[0, 7, 8, 1]]
+  assert batch["decoder_loss_weights"].tolist() == [[1, 1, 1, 0]]
+
+
+def test_rows_are_cut_or_padded_and_minus_one_is_empty():
+  ragged = batching.Ragged.from_rows([np.array([5, 6, 7]), np.array([8])])
+  padded = ragged.padded(np.array([1, -1, 0]), 2)
+  assert padded.tolist() == [[8, 0], [0, 0], [5, 6]]
+  assert ragged.num_rows == 2
+
+
+def test_each_epoch_has_every_row_once_in_another_order():
+  sources = [(numbered(6), 1.0)]
+  tokens = sum(first_tokens(stream(sources), 6), [])
+  epochs = [tokens[i : i + 6] for i in range(0, 24, 6)]
+  assert all(sorted(epoch) == list(range(2, 8)) for epoch in epochs)
+  assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+@pytest.mark.parametrize("num_sources", [1, 2])
+def test_a_restarted_stream_continues_with_the_next_row(num_sources):
+  sources = [(numbered(5), 1.0), (numbered(7, start=50), 2.0)][:num_sources]
+  straight = first_tokens(stream(sources), 20)
+  for step in (0, 1, 13):
+    resumed = first_tokens(stream(sources, start_step=step), 20 - step)
+    assert resumed == straight[step:]
+
+
+def test_the_seed_sets_the_order():
+  sources = [(numbered(50), 1.0)]
+  orders = [first_tokens(stream(sources, seed=seed), 5) for seed in (0, 0, 1)]
+  assert orders[0] == orders[1] != orders[2]
+
+
+def test_sources_are_mixed_by_their_rates():
+  sources = [(numbered(5), 1.0), (numbered(7, start=50), 3.0)]
+  tokens = sum(first_tokens(stream(sources), 500), [])
+  share = np.mean(np.array(tokens) >= 50)
+  assert 0.72 < share < 0.78
+  counts = np.bincount([x for x in tokens if x >= 50])[50:]
+  assert counts.max() - counts.min() <= 1
+
+
+def test_evaluation_sees_every_row_once_in_order():
+  batches = list(
+    batching.eval_batches(numbered(7), batch_size=3, feature_lengths=LENGTHS)
+  )
+  assert [num_rows for _, num_rows in batches] == [3, 3, 1]
+  tokens = first_tokens((batch for batch, _ in batches), 3)
+  assert tokens == [[2, 3, 4], [5, 6, 7], [8, 0, 0]]

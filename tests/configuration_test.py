@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+import pathlib
+
+import numpy as np
+import pytest
+
+import gin
+from prompt_tuning import configuration, t5
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROMPT = "encoder/prompt/prompt/prompt"
+FINETUNE = "gin/runs/prompt_finetune.gin"
+# What the released demo sets, with module and file names exchanged.
+SST2_DEMO = (
+  "--gin_file=gin/models/t5_1_1_base.gin",
+  "--gin_file=gin/prompts/from_class_labels.gin",
+  f"--gin_file={FINETUNE}",
+  "--gin.CLASS_LABELS=['positive', 'negative']",
+  "--gin.MODEL_DIR='/tmp/model'",
+  "--gin.MIXTURE_OR_TASK_NAME='taskless_glue_sst2_v200_examples'",
+  "--gin.MIXTURE_OR_TASK_MODULE='prompt_tuning.tasks.glue'",
+  "--gin.TASK_FEATURE_LENGTHS={'inputs': 512, 'targets': 8}",
+  "--gin.INITIAL_CHECKPOINT_PATH='gs://bucket/checkpoint_1100000'",
+  "--gin.TRAIN_STEPS=1_150_000",
+  "--gin.USE_CACHED_TASKS=False",
+  "--gin_search_paths='/nowhere','/elsewhere'",
+  "--tfds_data_dir=/data",
+)
+# Small enough to run; the last of a flag given twice counts.
+DEMO = (
+  "--gin_file=gin/runs/demo.gin",
+  "--gin.t5.T5Config.num_encoder_layers=1",
+  "--gin.t5.T5Config.num_decoder_layers=1",
+)
+
+
+def files(folder):
+  paths = sorted((ROOT / "gin" / folder).glob("*.gin"))
+  return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def load(*argv):
+  configuration.load(configuration.parse_flags("train", argv))
+
+
+@pytest.mark.parametrize("path", files("models"))
+def test_every_model_file_builds(gin_model, path):
+  model = gin_model(
+    path,
+    "gin/prompts/random_uniform.gin",
+    bindings=["t5.Transformer.config = @t5.T5Config()"],
+  )
+  config = model.config
+  shapes = t5.param_shapes(model)
+  assert shapes[PROMPT].shape == (100, config.emb_dim)
+  assert ("decoder/logits_dense/kernel" in shapes) == ("t5_1_0" not in path)
+
+
+# Lester et al. (2021), table 4: totals with a prompt of 100.
+@pytest.mark.parametrize(
+  ("size", "total"),
+  [
+    ("small", 77_012_352),
+    ("base", 247_654_656),
+    ("large", 783_252_480),
+    ("xl", 2_849_961_984),
+    ("xxl", 11_135_741_952),
+  ],
+)
+def test_parameter_counts_are_those_of_the_paper(gin_model, size, total):
+  model = gin_model(
+    f"gin/models/t5_1_1_{size}.gin",
+    "gin/prompts/from_sampled_vocab.gin",
+    bindings=["t5.Transformer.config = @t5.T5Config()"],
+  )
+  shapes = t5.param_shapes(model)
+  assert sum(x.size for x in shapes.values()) == total
+
+
+@pytest.mark.parametrize("path", files("prompts"))
+def test_every_prompt_file_names_an_initialiser(path):
+  macros = {
+    "from_class_labels": "CLASS_LABELS=['a']",
+    "from_string": "PROMPT_STRING='a b'",
+    "from_file": "PROMPT_FILE='prompt.npy'",
+  }
+  macro = macros.get(pathlib.Path(path).stem)
+  extra = [f"--gin.{macro}"] if macro else []
+  load(*DEMO, f"--gin_file={path}", *extra)
+  init = gin.query_parameter("train.train.initial_prompt")
+  assert str(init).startswith("@prompt_init.")
+
+
+@pytest.mark.parametrize("path", files("runs"))
+def test_every_run_file_parses(path):
+  if path.endswith("match_t5x.gin"):
+    load(*SST2_DEMO, f"--gin_file={path}")
+    offset = gin.query_parameter("optim.adafactor.decay_offset")
+    assert offset == -1_100_000
+  elif path.endswith("demo.gin"):
+    load(*DEMO)
+  else:
+    load(
+      "--gin_file=gin/models/t5_1_1_base.gin",
+      f"--gin_file={path}",
+      *SST2_DEMO[4:],
+    )
+    assert gin.query_parameter("%TRAIN_STEPS") == 1_150_000
+
+
+def test_the_released_demo_command_means_the_same_here():
+  load(*SST2_DEMO)
+  value = lambda name: gin.query_parameter(f"%{name}")
+  assert value("TASK_FEATURE_LENGTHS") == {"inputs": 512, "targets": 8}
+  assert value("BATCH_SIZE") == 128
+  assert value("DROPOUT_RATE") == 0.1
+  assert value("ACTIVATION_DTYPE") == "bfloat16"
+  assert value("PROMPT_LENGTH") == 100
+  assert value("EVAL_PERIOD") == 1000
+  assert gin.query_parameter("optim.adafactor.learning_rate") == 0.3
+  assert gin.query_parameter("data.from_seqio.tfds_data_dir") == "/data"
+  model = gin.get_configurable(t5.Transformer)()
+  assert model.config.emb_dim == 768
+  assert model.prompt.length == 100
+
+
+def test_a_later_file_overrides_an_earlier_one_and_flags_both():
+  load(*DEMO, "--gin_file=gin/models/t5_1_1_small.gin")
+  assert gin.query_parameter("t5.T5Config.emb_dim") == 512
+  assert gin.query_parameter("t5.T5Config.num_encoder_layers") == 1
+
+
+def test_files_are_found_from_any_directory(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  own = tmp_path / "own"
+  own.mkdir()
+  (own / "mine.gin").write_text("include 'gin/runs/demo.gin'\nEVAL_STEPS = 3\n")
+  load("--gin_file=mine.gin", f"--gin_search_paths={own}")
+  assert gin.query_parameter("%EVAL_STEPS") == 3
+
+
+def fails(capsys, monkeypatch, *argv):
+  """Runs the command in this process; returns its message."""
+  monkeypatch.setattr("sys.argv", ["train", *argv])
+  with pytest.raises(SystemExit) as info:
+    configuration.run("prompt_tuning.train.train")
+  assert info.value.code == 2
+  message = capsys.readouterr().err.strip()
+  assert len(message.splitlines()) == 1
+  return message
+
+
+@pytest.mark.parametrize(
+  ("argv", "message"),
+  [
+    (SST2_DEMO[:5] + SST2_DEMO[6:], "MIXTURE_OR_TASK_NAME is required: add"),
+    (
+      (*SST2_DEMO, "--gin.TRIAN_STEPS=3"),
+      "reads the macro TRIAN_STEPS: did you mean TRAIN_STEPS?",
+    ),
+    (
+      (*DEMO, "--gin.prompts.PromptConfig.lenght=3"),
+      "doesn't have a parameter named 'lenght'",
+    ),
+    ((*DEMO, "--gin.prompts.PromtConfig.length=3"), "PromtConfig"),
+    ((*DEMO, "--gin.BATCH_SIZE=%NONE"), "NONE has no value: add --gin.NONE"),
+    (
+      ("--gin_file=gin/runs/dmo.gin",),
+      "'gin/runs/dmo.gin' is not found; did you mean gin/runs/demo.gin?",
+    ),
+    (
+      (*DEMO, "--gin.MIXTURE_OR_TASK_NAME='demo_sentimnt'"),
+      "'demo_sentimnt' is not registered; did you mean demo_sentiment",
+    ),
+    (
+      (*DEMO, "--gin.MIXTURE_OR_TASK_MODULE='prompt_tuning.tasks.no'"),
+      "'prompt_tuning.tasks.no' cannot be imported",
+    ),
+    (
+      (
+        *DEMO,
+        "--gin.BATCH_SIZE=30",
+        "--gin.loop.LoopConfig.num_microbatches=4",
+      ),
+      "BATCH_SIZE=30 must be divisible by the 4 microbatches",
+    ),
+    ((*DEMO, "--gin.PROMPT_LENGTH=0"), "PROMPT_LENGTH=0 must be 1 or more"),
+    ((*DEMO, "--gin.TRAIN_STEPS=0"), "train_steps=0 must be 1 or more"),
+    (
+      (*DEMO, "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 1}"),
+      "['targets']=1 is too short for the label 'negative'",
+    ),
+    (
+      (*DEMO, "--gin.TASK_FEATURE_LENGTHS={'inputs': 8}"),
+      "must have the keys 'inputs' and 'targets'",
+    ),
+    (
+      (
+        *DEMO,
+        "--gin.MIXTURE_OR_TASK_NAME='taskless_super_glue_rte_v102'",
+        "--gin.MIXTURE_OR_TASK_MODULE='prompt_tuning.tasks.super_glue'",
+        "--tfds_data_dir=/nowhere",
+      ),
+      "the data set of taskless_super_glue_rte_v102 cannot be read",
+    ),
+    (
+      (*DEMO, "--gin.INITIAL_CHECKPOINT_PATH='/nowhere/checkpoint_1'"),
+      "/nowhere/checkpoint_1",
+    ),
+    (
+      (*DEMO, "--gin.t5.T5Config.vocab_size=100"),
+      "the vocabulary has 8192 ids, the model's embedding table 100 rows",
+    ),
+    (
+      (*DEMO, "--gin.PROMPT_REGEX=['.*promtp.*']"),
+      "'.*promtp.*' matches no parameter",
+    ),
+    (
+      (*DEMO, "--gin.train.train.initial_prompt=None"),
+      "needs an initial value: add a file of gin/prompts",
+    ),
+  ],
+)
+def test_a_mistake_is_one_sentence(
+  capsys, monkeypatch, tmp_path, argv, message
+):
+  argv = (*argv, f"--gin.MODEL_DIR='{tmp_path}'")
+  assert message in fails(capsys, monkeypatch, *argv)
+
+
+def test_a_prompt_file_of_another_length_is_refused(
+  capsys, monkeypatch, tmp_path
+):
+  np.save(tmp_path / "prompt.npy", np.zeros((7, 64), np.float32))
+  argv = (
+    *DEMO,
+    "--gin_file=gin/prompts/from_file.gin",
+    f"--gin.PROMPT_FILE='{tmp_path}/prompt.npy'",
+    "--gin.PROMPT_LENGTH=20",
+    f"--gin.MODEL_DIR='{tmp_path}'",
+  )
+  message = fails(capsys, monkeypatch, *argv)
+  assert "shape (7, 64), the model wants (20, 64)" in message
+
+
+@pytest.mark.parametrize(
+  ("argv", "message"),
+  [
+    ((), "--gin_file is required"),
+    (("--gin_fil=x",), "--gin_fil=x is not known"),
+    (("--gin.X",), "--gin.X is not known"),
+  ],
+)
+def test_a_malformed_command_line_is_refused(capsys, argv, message):
+  with pytest.raises(SystemExit) as info:
+    configuration.parse_flags("train", argv)
+  assert info.value.code == 2
+  assert message in capsys.readouterr().err

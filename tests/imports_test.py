@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "prompt_tuning"
+# The rooms that know seqio or gin, and the entry points that use them.
+BEHIND_THE_DOOR = {"data", "train", "configuration", "convert"}
+MODULES = sorted(
+  path.stem
+  for path in PACKAGE.iterdir()
+  if path.suffix == ".py" or (path / "__init__.py").exists()
+)
+
+
+def test_the_library_imports_without_tensorflow_seqio_and_gin():
+  modules = [x for x in MODULES if x not in {"__init__", *BEHIND_THE_DOOR}]
+  assert {"t5", "trainer", "loop", "checkpoints", "pretrained"} < set(modules)
+  program = (
+    "import importlib, sys\n"
+    f"for name in {modules}:\n"
+    "  importlib.import_module(f'prompt_tuning.{name}')\n"
+    "unwanted = {'tensorflow', 'seqio', 'gin', 'tensorflow_datasets'}\n"
+    "sys.exit(', '.join(unwanted & set(sys.modules)) or 0)\n"
+  )
+  result = subprocess.run(
+    [sys.executable, "-c", program], capture_output=True, text=True, check=False
+  )
+  assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_library_never_imports_the_tasks(module):
+  path = PACKAGE / f"{module}.py"
+  if path.exists():
+    assert "prompt_tuning.tasks" not in "".join(
+      line
+      for line in path.read_text().splitlines()
+      if line.lstrip().startswith(("import", "from"))
+    )

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import os
+import pathlib
+import signal
+
+import numpy as np
+import pytest
+
+import gin
+from prompt_tuning import configuration, loop, train
+
+PROMPT = "encoder.prompt.prompt.prompt"
+SHARED = pathlib.Path(__file__).parents[2] / "shared"
+TINY = (
+  "t5.T5Config.num_encoder_layers = 1",
+  "t5.T5Config.num_decoder_layers = 1",
+  "t5.T5Config.emb_dim = 16",
+  "t5.T5Config.mlp_dim = 32",
+  "DROPOUT_RATE = 0.1",
+  "PROMPT_LENGTH = 3",
+  "BATCH_SIZE = 8",
+  "TRAIN_STEPS = 12",
+  "EVAL_PERIOD = 4",
+  "EVAL_STEPS = 1",
+  "loop.LoopConfig.log_period = 5",
+  "loop.LoopConfig.num_microbatches = 2",
+)
+
+
+@pytest.fixture
+def run(capsys):
+  """Trains on the demo's task; returns what was printed."""
+
+  def call(model_dir, *bindings):
+    gin.clear_config()
+    bindings = (*TINY, f"MODEL_DIR = '{model_dir}'", *bindings)
+    files = ("gin/runs/demo.gin",)
+    configuration.load(configuration.Flags(files, bindings, ()))
+    gin.get_configurable(train.train)()
+    return capsys.readouterr().out
+
+  return call
+
+
+def prompt(model_dir, step):
+  path = model_dir / "numpy_checkpoints" / f"checkpoint_{step}" / PROMPT
+  return np.load(path)
+
+
+def test_a_run_leaves_what_the_original_leaves(run, tmp_path):
+  output = run(tmp_path)
+  assert "trainable              48" in output
+  assert "encoder/prompt/prompt/prompt (3, 16)" in output
+  assert "frozen parameters unchanged: fingerprint" in output
+  assert "demo_sentiment/accuracy        before" in output
+  assert prompt(tmp_path, 12).shape == (3, 16)
+  config = (tmp_path / "operative_config.gin").read_text()
+  assert "TRAIN_STEPS = 12" in config
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  lines = [json.loads(line) for line in lines]
+  steps = [(line["step"], line["split"]) for line in lines]
+  train_steps = [(5, "train"), (10, "train"), (12, "train")]
+  eval_steps = [(0, "eval"), (4, "eval"), (8, "eval"), (12, "eval")]
+  assert sorted(steps) == sorted(train_steps + eval_steps)
+  by_step = {line["step"]: line for line in lines if line["split"] == "train"}
+  assert by_step[12]["loss"] < by_step[5]["loss"]
+  assert by_step[12]["learning_rate"] == pytest.approx(0.3)
+  assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_the_same_command_gives_the_same_bits(run, tmp_path):
+  for name in ("first", "second", "other"):
+    seed = 1 if name == "other" else 0
+    run(tmp_path / name, f"RANDOM_SEED = {seed}")
+  read = lambda name: (tmp_path / name / "metrics.jsonl").read_text()
+  assert read("first") == read("second") != read("other")
+  first = prompt(tmp_path / "first", 12)
+  np.testing.assert_array_equal(first, prompt(tmp_path / "second", 12))
+  assert np.abs(first - prompt(tmp_path / "other", 12)).max() > 0.1
+
+
+def test_a_restarted_run_equals_an_uninterrupted_one(
+  run, tmp_path, monkeypatch
+):
+  run(tmp_path / "straight")
+  # SIGTERM arrives while step 7 runs, between two lines of the log.
+  real_fit = loop.fit
+
+  def interrupted_fit(state, frozen, batches, **kwargs):
+    def interrupting():
+      for i, batch in enumerate(batches):
+        if i == 6:
+          os.kill(os.getpid(), signal.SIGTERM)
+        yield batch
+
+    return real_fit(state, frozen, interrupting(), **kwargs)
+
+  monkeypatch.setattr(loop, "fit", interrupted_fit)
+  output = run(tmp_path / "resumed")
+  assert "stopped by SIGTERM; step 7 is saved" in output
+  monkeypatch.setattr(loop, "fit", real_fit)
+  output = run(tmp_path / "resumed")
+  assert "from step 7" in output
+  read = lambda name: (tmp_path / name / "metrics.jsonl").read_text()
+  assert read("straight") == read("resumed")
+  np.testing.assert_array_equal(
+    prompt(tmp_path / "straight", 12), prompt(tmp_path / "resumed", 12)
+  )
+
+
+def test_a_finished_run_does_not_train_again(run, tmp_path):
+  run(tmp_path)
+  before = (tmp_path / "metrics.jsonl").read_text()
+  run(tmp_path)
+  assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_a_checkpoint_of_another_base_or_partition_is_refused(run, tmp_path):
+  run(tmp_path)
+  with pytest.raises(ValueError, match="was trained on another base"):
+    run(tmp_path, "RANDOM_SEED = 1")
+  with pytest.raises(ValueError, match="with another partition, prompt or"):
+    run(tmp_path, "PROMPT_REGEX = ['.*/prompt/.*', '.*relpos_bias.*']")
+
+
+def test_a_damaged_checkpoint_is_passed_over(run, tmp_path):
+  run(tmp_path)
+  state = tmp_path / "checkpoint_12" / "state"
+  data = max(
+    (path for path in state.rglob("*") if path.is_file()),
+    key=lambda path: path.stat().st_size,
+  )
+  data.write_bytes(bytes(data.stat().st_size))
+  output = run(tmp_path)
+  assert "checkpoint_12 is damaged and not used" in output
+  assert "from step 8" in output
+
+
+def test_all_parameters_can_be_trained(run, tmp_path):
+  output = run(
+    tmp_path,
+    "PROMPT_REGEX = ['.*']",
+    "optim.adafactor.learning_rate = 1e-3",
+    "optim.adafactor.multiply_by_parameter_scale = True",
+    "optim.adafactor.weight_decay_rate = None",
+  )
+  assert "frozen                  0" in output
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(
+  monkeypatch, tmp_path, capsys
+):
+  bindings = [f"--gin.{binding}" for binding in TINY]
+  monkeypatch.setattr(
+    "sys.argv",
+    [
+      "train",
+      "--gin_file=gin/runs/demo.gin",
+      *bindings,
+      f"--gin.MODEL_DIR='{tmp_path}'",
+      "--gin.optim.adafactor.learning_rate=1e39",  # Infinite in float32.
+    ],
+  )
+  with pytest.raises(SystemExit) as info:
+    configuration.run("prompt_tuning.train.train")
+  assert info.value.code == 1
+  error = capsys.readouterr().err
+  assert "the loss is nan at step 2: try a lower learning rate" in error
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs real data")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rte", "sst2"])
+def test_real_rows_train_and_evaluate_through_seqio(run, tmp_path, name):
+  from prompt_tuning.tasks import prepare
+
+  list(prepare.prepare(SHARED / "data", tmp_path / "tfds", only=[name]))
+  task, module = {
+    "rte": ("taskless_super_glue_rte_v102_examples", "super_glue"),
+    "sst2": ("glue_sst2_v200_examples", "glue"),
+  }[name]
+  run(
+    tmp_path / "model",
+    f"MIXTURE_OR_TASK_NAME = '{task}'",
+    f"MIXTURE_OR_TASK_MODULE = 'prompt_tuning.tasks.{module}'",
+    "TASK_FEATURE_LENGTHS = {'inputs': 64, 'targets': 8}",
+    "CLASS_LABELS = ['entailment', 'not_entailment']",
+    f"data.from_seqio.tfds_data_dir = '{tmp_path}/tfds'",
+    "loop.LoopConfig.eval_at_start = False",
+    "EVAL_PERIOD = 12",
+  )
+  lines = (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()
+  assert 0 <= json.loads(lines[-1])[f"{task}/accuracy"] <= 100
+
+
+def test_metrics_of_some_steps_are_averaged_as_in_t5x(golden):
+  arrays = golden("trainer_steps")
+  expected = {
+    name.removeprefix("plain/eval_metric/"): x
+    for name, x in arrays.items()
+    if name.startswith("plain/eval_metric/")
+  }
+  weights = np.sum(arrays["batches/decoder_loss_weights"], axis=(1, 2))
+  loss, z_loss = float(expected["loss"]), float(expected["z_loss"])
+  correct = float(expected["accuracy"]) * weights
+  rows = [
+    [loss, z_loss, c, w, w, 1.0, 0.3]
+    for c, w in zip(correct, weights, strict=True)
+  ]
+  summary = loop.summarize([[float(x) for x in row] for row in rows])
+  for name in (
+    "loss",
+    "z_loss",
+    "cross_ent_loss",
+    "accuracy",
+    "loss_per_nonpadding_target_token",
+  ):
+    np.testing.assert_allclose(summary[name], expected[name], rtol=1e-4)
