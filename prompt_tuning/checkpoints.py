@@ -7,17 +7,14 @@ each prompt as a numpy array, where the original puts it.
 """
 
 from collections.abc import Mapping
-import os
-import pathlib
 from typing import Any
 
 from etils import epath
 import jax
 from jaxtyping import Array
-import numpy as np
 import orbax.checkpoint as ocp
 
-from prompt_tuning import fingerprint, trainer
+from prompt_tuning import fingerprint, prompt_files, trainer
 
 Metadata = Mapping[str, Any]
 
@@ -164,16 +161,8 @@ def write_prompts(model_dir: str, state: trainer.TrainState) -> None:
   To `numpy_checkpoints/checkpoint_<step>/encoder.prompt.prompt.prompt`, a
   `.npy` file without the extension, as the original does.
   """
-  directory = pathlib.Path(model_dir) / "numpy_checkpoints"
-  directory = directory / f"checkpoint_{int(state.step)}"
+  folder = f"{model_dir}/numpy_checkpoints/checkpoint_{int(state.step)}"
   for name, x in state.trainable.items():
-    if not name.endswith("/prompt"):
-      continue
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / name.replace("/", ".")
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-      np.save(file, jax.device_get(x), allow_pickle=False)
-      file.flush()
-      os.fsync(file.fileno())
-    temporary.rename(path)
+    if name.endswith("/prompt"):
+      path = f"{folder}/{name.replace('/', '.')}"
+      prompt_files.save(path, jax.device_get(x), {})

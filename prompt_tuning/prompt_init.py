@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
-import numpy as np
+
+from prompt_tuning import prompt_files
 
 EncodeFn = Callable[[str], Sequence[int]]
 PromptInit = Callable[[Key[Array, ""], int, Array, EncodeFn], Array]
@@ -129,27 +130,13 @@ def from_file(
   *,
   path: str,
 ) -> Float[Array, "{length} D"]:
-  """Reads a prompt that was saved as a numpy array.
+  """Reads a prompt that was saved, in any format of `prompt_files`.
 
   Raises:
-    ValueError: if the file is missing, is no array, or has another shape.
+    ValueError: if the file is missing or holds no prompt, or one of another
+      length, width or base.
   """
   del rng, encode
-  wanted = (length, table.shape[1])
-  try:
-    prompt = np.load(path, allow_pickle=False)
-  except FileNotFoundError as error:
-    raise ValueError(f"PROMPT_FILE={path!r} does not exist") from error
-  except (ValueError, EOFError, OSError) as error:
-    raise ValueError(
-      f"PROMPT_FILE={path!r} is not a numpy array: {error}"
-    ) from error
-  if prompt.dtype.str == "|V2":  # How numpy reads a bfloat16 array back.
-    prompt = prompt.view(jnp.bfloat16)
-  if prompt.shape != wanted:
-    raise ValueError(
-      f"PROMPT_FILE={path!r} holds an array of shape {prompt.shape}, the model"
-      f" wants {wanted}: set PROMPT_LENGTH to its first number, and use the"
-      " base model that it was tuned for"
-    )
-  return jnp.asarray(prompt, jnp.float32)
+  found = prompt_files.load(path)
+  prompt_files.check(found, path, length=length, table=table)
+  return jnp.asarray(found.prompt)

@@ -2,6 +2,7 @@
 import pathlib
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -40,3 +41,13 @@ def test_the_library_never_imports_the_tasks(module):
       for line in path.read_text().splitlines()
       if line.lstrip().startswith(("import", "from"))
     )
+
+
+def test_every_package_is_in_the_wheel():
+  settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+  found = {
+    ".".join(path.parent.relative_to(PACKAGE.parent).parts)
+    for path in PACKAGE.rglob("__init__.py")
+  }
+  listed = set(settings["tool"]["setuptools"]["packages"])
+  assert listed == found | {"prompt_tuning.gin", "prompt_tuning.tasks"}
