@@ -109,3 +109,19 @@ def convert(
   else:
     _write_folder(path, base, output, stored)
   return table
+
+
+def write_t5x(destination: str, checkpoint: Checkpoint) -> None:
+  """Writes a checkpoint in T5X's format, whole or not at all.
+
+  Args:
+    destination: `.../checkpoint_<step>`, which must not exist.
+    checkpoint: its prompts are written too.
+
+  Raises:
+    ValueError: if `destination` cannot be written.
+  """
+  path = pathlib.Path(destination).absolute()
+  _check_destination(path, "t5x", checkpoint.step)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  _write_folder(path, checkpoint, "t5x", None)
