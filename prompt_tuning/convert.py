@@ -9,6 +9,7 @@ one, so that a base larger than the memory can be converted.
 """
 
 from collections.abc import Sequence
+import sys
 
 from absl import app, flags
 
@@ -26,16 +27,20 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only print what would be done.")
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs `conversion.convert` with the flags."""
+  """Runs `conversion.convert`; a mistake is one sentence and exit code 2."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  table = conversion.convert(
-    _FROM.value,
-    _TO.value,
-    output=_FORMAT.value,
-    dtype=_DTYPE.value,
-    dry_run=_DRY_RUN.value,
-  )
+  try:
+    table = conversion.convert(
+      _FROM.value,
+      _TO.value,
+      output=_FORMAT.value,
+      dtype=_DTYPE.value,
+      dry_run=_DRY_RUN.value,
+    )
+  except ValueError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
   print(table)
 
 

@@ -31,3 +31,12 @@ def test_a_dry_run_writes_nothing_and_other_arguments_are_refused(tmp_path):
   done = run(*flags, "more")
   assert "unexpected arguments: ['more']" in done.stderr
   assert not list(tmp_path.iterdir())
+
+
+def test_a_base_that_is_missing_is_one_sentence(tmp_path):
+  command = [sys.executable, "-m", "prompt_tuning.convert"]
+  flags = ["--from=/nowhere", f"--to={tmp_path}/checkpoint_0", "--format=t5x"]
+  done = subprocess.run([*command, *flags], capture_output=True, text=True)
+  assert done.returncode == 2
+  assert len(done.stderr.splitlines()) == 1
+  assert "/nowhere" in done.stderr

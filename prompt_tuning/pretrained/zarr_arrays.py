@@ -132,8 +132,6 @@ def write_array(
     "dtype": dtype.name,
     "kvstore": kvstore,
     "metadata": metadata,
-    # Otherwise a chunk of zeros would look like a chunk that was lost.
-    "store_data_equal_to_fill_value": True,
   }
   store = ts.open(spec, create=True).result()
   for part in leaves_lib.row_blocks(

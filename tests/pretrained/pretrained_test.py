@@ -251,6 +251,17 @@ def test_a_save_that_fails_leaves_the_file_as_it_was(tmp_path):
   assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_save_puts_a_new_file_in_the_place_of_the_old(tmp_path):
+  path = tmp_path / "base.safetensors"
+  pretrained.save(str(path), {SCALE: jnp.ones(3)}, 1, {})
+  with path.open("rb") as reader:
+    before = reader.read()
+    pretrained.save(str(path), {SCALE: jnp.zeros(3)}, 2, {})
+    reader.seek(0)
+    assert reader.read() == before
+  assert path.read_bytes() != before
+
+
 def test_a_save_needs_the_ending_and_its_own_step(tmp_path):
   with pytest.raises(ValueError, match="path='base' must end in .safetensors"):
     pretrained.save("base", {}, 0, {})

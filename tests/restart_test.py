@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that is killed again and again ends with the same bits."""
+
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+NUM_STEPS = 3000
+PROMPT = (
+  f"numpy_checkpoints/checkpoint_{NUM_STEPS}/encoder.prompt.prompt.prompt"
+)
+FLAGS = (
+  "--gin.t5.T5Config.num_encoder_layers=1",
+  "--gin.t5.T5Config.num_decoder_layers=1",
+  "--gin.t5.T5Config.emb_dim=16",
+  "--gin.t5.T5Config.mlp_dim=32",
+  "--gin.DROPOUT_RATE=0.1",
+  "--gin.PROMPT_LENGTH=3",
+  "--gin.BATCH_SIZE=8",
+  f"--gin.TRAIN_STEPS={NUM_STEPS}",
+  "--gin.EVAL_PERIOD=300",
+  "--gin.EVAL_STEPS=1",
+  "--gin.loop.LoopConfig.checkpoint_period=15",
+  "--gin.loop.LoopConfig.log_period=20",
+  "--gin.loop.LoopConfig.num_microbatches=2",
+)
+
+
+def start(model_dir, *flags):
+  command = [sys.executable, "-m", "prompt_tuning.train"]
+  model_flag = f"--gin.MODEL_DIR='{model_dir}'"
+  return subprocess.Popen(
+    [*command, *FLAGS, *flags, model_flag],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def kill_once(process, rng):
+  """Kills a run at a random moment of its training."""
+  for line in process.stdout:
+    if line.startswith(("step 0:", "continuing")):
+      break
+  time.sleep(rng.uniform(0.0, 4.0))
+  assert process.poll() is None, "the run ended before it was killed"
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+
+
+def cache_flags(tmp_path):
+  """Writes the cache of the demo's task; returns the flags that read it."""
+  cache = f"--gin.CACHE_DIR='{tmp_path}/cache'"
+  files = ["--gin_file=gin/runs/demo.gin", "--gin_file=gin/runs/cache.gin"]
+  command = [sys.executable, "-m", "prompt_tuning.cache_task", *files, cache]
+  subprocess.run(command, cwd=ROOT, check=True)
+  return [files[0], "--gin_file=gin/runs/from_cache.gin", cache]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("source", "num_kills"), [("seqio", 5), ("cache", 20)])
+def test_kill_minus_9_changes_no_bit(tmp_path, source, num_kills):
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tmp_path}/compiled")
+  flags = ["--gin_file=gin/runs/demo.gin"]
+  if source == "cache":
+    flags = cache_flags(tmp_path)
+  straight, killed = tmp_path / "straight", tmp_path / "killed"
+  output, _ = start(straight, *flags).communicate()
+  assert "frozen parameters unchanged" in output, output
+  rng = random.Random(num_kills)
+  num_torn = 0
+  for _ in range(num_kills):
+    kill_once(start(killed, *flags), rng)
+    num_torn += any(killed.glob("*orbax-checkpoint-tmp*"))
+  output, _ = start(killed, *flags).communicate()
+  assert "frozen parameters unchanged" in output, output
+  print(f"{num_kills} kills, {num_torn} of them while saving")
+  for name in ("metrics.jsonl", PROMPT):
+    same = (straight / name).read_bytes() == (killed / name).read_bytes()
+    assert same, name
+  assert np.load(killed / PROMPT).shape == (3, 16)
