@@ -239,23 +239,28 @@ class Attention(nn.Module):
     self,
     inputs_q: Float[Array, "B Q D"],
     inputs_kv: Float[Array, "B N D"],
-    mask: Bool[Array, "#B 1 #Q #N"] | None,
+    mask: Bool[Array, "#B 1 #Q _"] | None,
     bias: Float[Array, "1 H M M"] | None,
     *,
     deterministic: bool,
     decode: bool = False,
+    keep: bool = False,
   ) -> Float[Array, "B Q D"]:
     """Attends from `inputs_q` to `inputs_kv`.
 
     Args:
       inputs_q: where the queries come from.
       inputs_kv: where the keys and values come from.
-      mask: True = may attend. None: every key is visible.
+      mask: True = may attend. None: every key is visible. While decoding it is
+        as long as the cache, whose empty places need not be masked.
       bias: added to the logits; the relative position bias of all positions.
       deterministic: no dropout.
       decode: keep keys and values in the collection `cache`. The call that
-        creates the cache sets its length by that of its input; every later
-        call feeds one position. For self-attention only.
+        creates the cache sets its length by that of its input; later calls
+        feed what comes next: one position, or several with a mask of their
+        own. For self-attention only.
+      keep: use the keys and values in the collection `encoded`; put them there
+        if it is mutable. For attention to what all steps of decoding share.
     """
     scale = math.sqrt(self.head_dim)
 
@@ -272,10 +277,17 @@ class Attention(nn.Module):
 
     query_init = lambda *args: _ATTENTION_INIT(*args) / scale
     query = project("query", inputs_q, query_init)
-    key = project("key", inputs_kv, _ATTENTION_INIT)
-    value = project("value", inputs_kv, _ATTENTION_INIT)
+    kept = self.get_variable("encoded", "key_value") if keep else None
+    if kept is not None:
+      key, value = kept
+    else:
+      key = project("key", inputs_kv, _ATTENTION_INIT)
+      value = project("value", inputs_kv, _ATTENTION_INIT)
+    if keep:  # Nothing happens where the collection is not mutable.
+      last = lambda _, new: new
+      self.sow("encoded", "key_value", (key, value), reduce_fn=last)
     if decode:
-      key, value, mask, bias = self._extend_cache(key, value, bias)
+      key, value, mask, bias = self._extend_cache(key, value, mask, bias)
 
     if self.float32_logits:
       query, key = query.astype(jnp.float32), key.astype(jnp.float32)
@@ -302,11 +314,12 @@ class Attention(nn.Module):
     self,
     key: Float[Array, "B Q H K"],
     value: Float[Array, "B Q H K"],
+    mask: Bool[Array, "#B 1 #Q _"] | None,
     bias: Float[Array, "1 H M M"] | None,
   ) -> tuple[Array, Array, Array | None, Array | None]:
-    """Writes one position into the cache; returns all keys and values so far.
+    """Writes new positions into the cache; returns all keys and values so far.
 
-    The mask and the bias that come back are those of the new position.
+    The mask and the bias that come back are those of the new positions.
     """
     is_initialized = self.has_variable("cache", "cached_key")
     cached_key = self.variable("cache", "cached_key", jnp.zeros_like, key)
@@ -314,14 +327,16 @@ class Attention(nn.Module):
     index = self.variable("cache", "cache_index", jnp.zeros, (), jnp.int32)
     if not is_initialized:
       return key, value, None, bias
-    i = index.value
+    i, num_new = index.value, key.shape[1]
     write = lambda cache, new: lax.dynamic_update_slice_in_dim(cache, new, i, 1)
     cached_key.value = write(cached_key.value, key)
     cached_value.value = write(cached_value.value, value)
-    index.value = i + 1
-    mask = (jnp.arange(cached_key.value.shape[1]) <= i)[None, None, None, :]
+    index.value = i + num_new
+    is_filled = jnp.arange(cached_key.value.shape[1]) < i + num_new
+    is_filled = is_filled[None, None, None, :]
+    mask = is_filled if mask is None else mask & is_filled
     if bias is not None:
-      bias = lax.dynamic_slice_in_dim(bias, i, 1, axis=2)
+      bias = lax.dynamic_slice_in_dim(bias, i, num_new, axis=2)
     return cached_key.value, cached_value.value, mask, bias
 
 
