@@ -6,10 +6,16 @@ the step, so that a restarted run continues with the very next row.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+import itertools
 from typing import NamedTuple
 
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 import numpy as np
+
+from prompt_tuning import buckets as buckets_lib
+
+# Steps whose rows are sorted by length together where there are buckets.
+_WINDOW = 64
 
 Batch = dict[str, Int[np.ndarray, "B _"]]
 
@@ -18,12 +24,12 @@ class Ragged(NamedTuple):
   """Rows of different lengths, one behind the other.
 
   Attributes:
-    tokens: int32, all rows end to end.
+    tokens: all rows end to end; uint16 or int32.
     offsets: int64, where each row starts, and at last where the last one ends.
   """
 
-  tokens: Int[np.ndarray, " N"]
-  offsets: Int[np.ndarray, " R"]
+  tokens: Integer[np.ndarray, " N"]
+  offsets: Int[np.ndarray, " _"]
 
   @classmethod
   def from_rows(cls, rows: Sequence[Int[np.ndarray, " _"]]) -> "Ragged":
@@ -36,6 +42,11 @@ class Ragged(NamedTuple):
   def num_rows(self) -> int:
     """Number of rows."""
     return len(self.offsets) - 1
+
+  @property
+  def lengths(self) -> Int[np.ndarray, " R"]:
+    """Number of tokens of each row."""
+    return np.diff(self.offsets)
 
   def padded(
     self, rows: Int[np.ndarray, " B"], length: int
@@ -58,6 +69,13 @@ class Examples(NamedTuple):
 
   inputs: Ragged
   targets: Ragged
+
+  def first(self, num_rows: int) -> "Examples":
+    """Returns the first rows, at most `num_rows`."""
+    inputs, targets = (
+      Ragged(x.tokens, x.offsets[: num_rows + 1]) for x in self
+    )
+    return Examples(inputs, targets)
 
 
 def make_batch(
@@ -89,13 +107,19 @@ def make_batch(
   }
 
 
+Sources = Sequence[tuple[Examples, float]]
+# The source and number of each row of a batch.
+Rows = Sequence[tuple[int, int]]
+
+
 def train_batches(
-  sources: Sequence[tuple[Examples, float]],
+  sources: Sources,
   *,
   batch_size: int,
   feature_lengths: Mapping[str, int],
   seed: int,
   start_step: int = 0,
+  buckets: Sequence[int] = (),
 ) -> Iterator[Batch]:
   """Yields the batches from `start_step` on, without end.
 
@@ -108,7 +132,49 @@ def train_batches(
     feature_lengths: see `make_batch`.
     seed: of all orders.
     start_step: number of batches to skip.
+    buckets: lengths of inputs. If there are some, rows of similar length share
+      a batch, which is cut to the smallest bucket that holds them.
   """
+  for rows in train_rows(
+    sources,
+    batch_size=batch_size,
+    seed=seed,
+    start_step=start_step,
+    by_length=bool(buckets),
+  ):
+    cut = _cut(feature_lengths, buckets, _lengths(sources, rows))
+    yield _mixed_batch(sources, rows, cut)
+
+
+def train_rows(
+  sources: Sources,
+  *,
+  batch_size: int,
+  seed: int,
+  start_step: int = 0,
+  by_length: bool = False,
+) -> Iterator[Rows]:
+  """Yields the rows of each batch from `start_step` on; see `train_batches`."""
+  if not by_length:
+    yield from _rows_in_order(sources, batch_size, seed, start_step)
+    return
+  step = start_step - start_step % _WINDOW
+  stream = _rows_in_order(sources, batch_size, seed, step)
+  while True:
+    window = [row for _ in range(_WINDOW) for row in next(stream)]
+    order = np.argsort(_lengths(sources, window), kind="stable")
+    batches = order.reshape(_WINDOW, batch_size)
+    # Short and long batches take turns at random.
+    rng = np.random.default_rng([seed, step, _WINDOW, 0])
+    for batch in rng.permutation(batches).tolist():
+      if step >= start_step:
+        yield [window[i] for i in batch]
+      step += 1
+
+
+def _rows_in_order(
+  sources: Sources, batch_size: int, seed: int, start_step: int
+) -> Iterator[Rows]:
   rates = np.array([rate for _, rate in sources], np.float64)
   taken = np.zeros(len(sources), np.int64)
   orders: list[tuple[int, np.ndarray]] = [(-1, np.zeros(0))] * len(sources)
@@ -131,17 +197,56 @@ def train_batches(
     if step < start_step:
       taken += np.bincount(draw, minlength=len(sources))
     else:
-      rows = [(i, next_row(i)) for i in draw.tolist()]
-      yield _mixed_batch(sources, rows, feature_lengths)
+      yield [(i, next_row(i)) for i in draw.tolist()]
     step += 1
 
 
+def _lengths(sources: Sources, rows: Rows) -> list[int]:
+  """Returns the number of input tokens of each row."""
+  offsets = [examples.inputs.offsets for examples, _ in sources]
+  return [int(offsets[i][row + 1] - offsets[i][row]) for i, row in rows]
+
+
+def _cut(
+  feature_lengths: Mapping[str, int],
+  buckets: Sequence[int],
+  lengths: Sequence[int],
+) -> Mapping[str, int]:
+  """Returns the feature lengths of a batch with rows of these lengths."""
+  if not buckets:
+    return feature_lengths
+  return {**feature_lengths, "inputs": buckets_lib.fit(buckets, max(lengths))}
+
+
+def padding_share(
+  sources: Sources,
+  *,
+  batch_size: int,
+  feature_lengths: Mapping[str, int],
+  seed: int,
+  buckets: Sequence[int] = (),
+) -> float:
+  """Returns which share of the inputs of about an epoch is padding."""
+  num_rows = sum(examples.inputs.num_rows for examples, _ in sources)
+  num_windows = -(-num_rows // (batch_size * _WINDOW))
+  stream = train_rows(
+    sources, batch_size=batch_size, seed=seed, by_length=bool(buckets)
+  )
+  num_tokens = num_positions = 0
+  for rows in itertools.islice(stream, num_windows * _WINDOW):
+    lengths = _lengths(sources, rows)
+    cut = _cut(feature_lengths, buckets, lengths)["inputs"]
+    num_tokens += sum(min(length, cut) for length in lengths)
+    num_positions += cut * batch_size
+  return 1 - num_tokens / num_positions
+
+
 def _mixed_batch(
-  sources: Sequence[tuple[Examples, float]],
-  rows: Sequence[tuple[int, int]],
+  sources: Sources,
+  rows: Rows,
   feature_lengths: Mapping[str, int],
 ) -> Batch:
-  """Makes one batch of rows `(source, row)`, in order."""
+  """Makes one batch of rows, in order."""
   batch: Batch = {}
   owners = np.array([source for source, _ in rows])
   for source in sorted(set(owners.tolist())):
@@ -162,16 +267,19 @@ def eval_batches(
   *,
   batch_size: int,
   feature_lengths: Mapping[str, int],
-) -> Iterator[tuple[Batch, int]]:
-  """Yields every row once, in order, with the number of real rows.
+  buckets: Sequence[int] = (),
+) -> Iterator[tuple[Batch, Int[np.ndarray, " R"]]]:
+  """Yields every row once, with the numbers of the rows of the batch.
 
-  The last batch is filled up with empty rows.
+  They are in order or, with `buckets`, sorted by their length. The last batch
+  is filled up with empty rows, which have no numbers.
   """
-  num_rows = examples.inputs.num_rows
-  for start in range(0, num_rows, batch_size):
-    rows = np.arange(start, start + batch_size)
-    rows[rows >= num_rows] = -1
-    yield (
-      make_batch(examples, rows, feature_lengths),
-      min(batch_size, num_rows - start),
-    )
+  lengths = examples.inputs.lengths
+  order = np.arange(len(lengths))
+  if buckets:
+    order = np.argsort(lengths, kind="stable")
+  for start in range(0, len(order), batch_size):
+    rows = order[start : start + batch_size]
+    filled = np.pad(rows, (0, batch_size - len(rows)), constant_values=-1)
+    cut = _cut(feature_lengths, buckets, lengths[rows].tolist())
+    yield make_batch(examples, filled, cut), rows

@@ -107,7 +107,7 @@ def _read(name: str, search_paths: Sequence[str]) -> str:
   if not found:
     raise ValueError(f"gin file {name!r} is not found{_near_file(name)}")
   text = found[0].read_text(encoding="utf-8")
-  text = re.sub(r"^\s*#.*$|\s#[^'\"]*$", "", text, flags=re.MULTILINE)
+  text = re.sub(r"^\s*#.*$|\s#[^'\"\n]*$", "", text, flags=re.MULTILINE)
   return re.sub(
     r"^include\s+['\"](.+?)['\"]",
     lambda match: _read(match[1], search_paths),

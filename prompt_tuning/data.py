@@ -4,7 +4,7 @@
 This is the only room of the library that knows seqio and TensorFlow.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import difflib
 import importlib
@@ -16,6 +16,7 @@ import tensorflow as tf
 import tqdm
 
 from prompt_tuning import batching, task_data
+from prompt_tuning import vocabulary as vocabulary_lib
 
 # Targets of no more distinct texts than this are labels: none may be cut.
 _MAX_LABELS = 100
@@ -29,6 +30,7 @@ def from_seqio(
   vocabulary: seqio.Vocabulary | None = None,
   use_cached: bool = False,
   tfds_data_dir: str | None = None,
+  labels_fn: Callable[[str], Sequence[str]] = lambda name: (),
 ) -> task_data.TaskData:
   """Reads and tokenises a task or mixture.
 
@@ -41,16 +43,18 @@ def from_seqio(
     vocabulary: read the task with this vocabulary instead of its own.
     use_cached: read seqio's own cached tasks instead of the sources.
     tfds_data_dir: where the TFDS data sets are; None for TFDS's default.
+    labels_fn: name of a task -> the texts of its labels, if it has labels.
 
   Raises:
     ValueError: for a name or module that does not exist, a data set that is
-      not there, a split without rows, or a label that does not fit.
+      not there, a split without rows, a label that does not fit, or a
+      vocabulary that is neither SentencePiece's nor bytes.
   """
   for kind in ("GPU", "TPU"):  # TensorFlow would take their memory from JAX.
     tf.config.set_visible_devices([], kind)
   if tfds_data_dir is not None:
     seqio.set_tfds_data_dir_override(tfds_data_dir)
-  _check_lengths(feature_lengths)
+  check_lengths(feature_lengths)
   _import(mixture_or_task_module)
   tasks = _get_tasks(mixture_or_task_name)
   if vocabulary is not None:
@@ -58,31 +62,50 @@ def from_seqio(
   read = lambda task, split: _read_split(
     task, split, feature_lengths, use_cached=use_cached
   )
-  train_sources, eval_tasks = [], []
+  train_names, train_sources, eval_tasks = [], [], []
   for task, rate in tasks:
     splits = _splits(task)
     if "train" in splits and rate > 0:
       rows = read(task, "train")
       _check_labels(task, rows, feature_lengths["targets"])
+      train_names.append(task.name)
       train_sources.append((_examples(rows), rate))
     if "validation" in splits and task.metric_fns:
-      eval_tasks.append(_eval_task(task, read(task, "validation")))
+      rows = read(task, "validation")
+      eval_tasks.append(_eval_task(task, rows, labels_fn(task.name)))
   if not train_sources:
     raise ValueError(f"{mixture_or_task_name} has no train split")
   used = tasks[0][0].output_features["targets"].vocabulary
   return task_data.TaskData(
+    mixture_or_task_name,
+    train_names,
     train_sources,
     eval_tasks,
     dict(feature_lengths),
-    task_data.Vocabulary(
-      used.vocab_size,
-      lambda text: list(used.encode(text)),
-      lambda ids: used.decode(list(ids)),
-    ),
+    without_tensorflow(used),
   )
 
 
-def _check_lengths(feature_lengths: Mapping[str, int]) -> None:
+def without_tensorflow(
+  vocabulary: seqio.Vocabulary,
+) -> vocabulary_lib.Vocabulary:
+  """Makes the same vocabulary without TensorFlow.
+
+  Raises:
+    ValueError: for a kind that there is no such form of.
+  """
+  if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+    return vocabulary_lib.from_sentencepiece(vocabulary.sp_model)
+  if isinstance(vocabulary, seqio.ByteVocabulary):
+    return vocabulary_lib.from_bytes(vocabulary.vocab_size)
+  raise ValueError(
+    f"VOCABULARY is a {type(vocabulary).__name__}: wanted is a"
+    " SentencePieceVocabulary or a ByteVocabulary"
+  )
+
+
+def check_lengths(feature_lengths: Mapping[str, int]) -> None:
+  """Refuses lengths of other features than inputs and targets."""
   if set(feature_lengths) != {"inputs", "targets"}:
     raise ValueError(
       f"TASK_FEATURE_LENGTHS={dict(feature_lengths)} must have the keys"
@@ -176,6 +199,13 @@ def _read_split(
   result = list(rows)
   if not result:
     raise ValueError(f"the {split} split of {task.name} has no rows")
+  num_dropped = (task.num_input_examples(split) or 0) - len(result)
+  if num_dropped > 0:
+    print(
+      f"{task.name} {split}: {len(result)} rows, {num_dropped} fewer than its"
+      " source has: preprocessing drops them",
+      flush=True,
+    )
   return result
 
 
@@ -188,7 +218,7 @@ def _examples(rows: Sequence[task_data.Row]) -> batching.Examples:
 
 
 def _eval_task(
-  task: seqio.Task, rows: Sequence[task_data.Row]
+  task: seqio.Task, rows: Sequence[task_data.Row], labels: Sequence[str]
 ) -> task_data.EvalTask:
   """Keeps what scoring needs: the fields but for the tokens."""
   fields = [
@@ -201,6 +231,7 @@ def _eval_task(
     fields,
     task.postprocess_fn,
     task.predict_metric_fns,
+    labels,
   )
 
 

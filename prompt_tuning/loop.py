@@ -32,27 +32,33 @@ class LoopConfig:
     batch_size: rows a step, of all devices together.
     eval_period: steps between evaluations.
     eval_steps: batches of the teacher-forced evaluation.
+    eval_mode: "generation", or "rank" for the likeliest label of each task
+      that has labels.
     eval_at_start: evaluate before the first step too.
     checkpoint_period: steps between checkpoints.
     checkpoint_keep: how many of the newest checkpoints stay.
     log_period: steps whose metrics are averaged to one line of the log.
     num_microbatches: see `trainer.train_step`.
+    num_buckets: how many lengths the inputs of a batch may have, chosen from
+      the data; 0 for one length alone, that of TASK_FEATURE_LENGTHS.
     seed: of the prompt's initial value, the order of the rows and dropout.
 
   Raises:
-    ValueError: for a number below 1 where there must be one, or a batch that
-      cannot be cut into equal microbatches.
+    ValueError: for a number below 1 where there must be one, an unknown mode,
+      or a batch that cannot be cut into equal microbatches.
   """
 
   train_steps: int
   batch_size: int = 32
   eval_period: int = 1000
   eval_steps: int = 20
+  eval_mode: str = "generation"
   eval_at_start: bool = False
   checkpoint_period: int = 1000
   checkpoint_keep: int = 2
   log_period: int = 100
   num_microbatches: int = 1
+  num_buckets: int = 0
   seed: int = 0
 
   def __post_init__(self) -> None:
@@ -68,6 +74,14 @@ class LoopConfig:
       value = getattr(self, name)
       if value < 1:
         raise ValueError(f"LoopConfig.{name}={value} must be 1 or more")
+    if self.num_buckets < 0:
+      raise ValueError(
+        f"LoopConfig.num_buckets={self.num_buckets} must be 0 or more"
+      )
+    if self.eval_mode not in ("generation", "rank"):
+      raise ValueError(
+        f"EVAL_MODE={self.eval_mode!r} must be 'generation' or 'rank'"
+      )
     if self.batch_size % self.num_microbatches:
       raise ValueError(
         f"BATCH_SIZE={self.batch_size} must be divisible by the"
@@ -198,9 +212,16 @@ def fit(
   return state
 
 
+def is_shown(name: str) -> bool:
+  """Tells whether a metric is for the screen too: counts of labels are not."""
+  return "/labels/" not in name
+
+
 def format_scores(scores: Mapping[str, float]) -> str:
   """Writes metrics on one line."""
-  return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+  return ", ".join(
+    f"{name} {value:.4g}" for name, value in scores.items() if is_shown(name)
+  )
 
 
 def _report(

@@ -8,24 +8,13 @@ earlier one was written to; training and evaluation cannot tell them apart.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from prompt_tuning import batching
+import numpy as np
+
+from prompt_tuning import batching, buckets
+from prompt_tuning import vocabulary as vocabulary_lib
 
 # A field of a row: text is bytes, as TensorFlow yields it.
 Row = Mapping[str, Any]
-
-
-class Vocabulary(NamedTuple):
-  """A vocabulary, without TensorFlow.
-
-  Attributes:
-    size: number of ids.
-    encode: text to ids, without EOS.
-    decode: ids to text, up to EOS.
-  """
-
-  size: int
-  encode: Callable[[str], list[int]]
-  decode: Callable[[Sequence[int]], str]
 
 
 class EvalTask(NamedTuple):
@@ -37,6 +26,8 @@ class EvalTask(NamedTuple):
     rows: the other fields of the same rows, as post-processors want them.
     postprocess_fn: text to the value that the metrics compare.
     metric_fns: functions of targets and predictions.
+    labels: the texts that it is answered with, if there are no others; rank
+      classification chooses among them.
   """
 
   name: str
@@ -44,19 +35,38 @@ class EvalTask(NamedTuple):
   rows: Sequence[Row]
   postprocess_fn: Callable[..., Any]
   metric_fns: Sequence[Callable[..., Mapping[str, Any]]]
+  labels: Sequence[str] = ()
 
 
 class TaskData(NamedTuple):
   """All tasks of a run.
 
   Attributes:
+    name: of the task or mixture.
+    train_names: the names of the tasks of `train_sources`.
     train_sources: the train split of each task, with its mixing rate.
     eval_tasks: the validation split of each task that has metrics.
     feature_lengths: number of tokens that `inputs` and `targets` are cut to.
     vocabulary: the one they are written in.
+    buckets: the lengths that the inputs of a batch are cut to; without, all
+      have that of `feature_lengths`.
   """
 
+  name: str
+  train_names: Sequence[str]
   train_sources: Sequence[tuple[batching.Examples, float]]
   eval_tasks: Sequence[EvalTask]
   feature_lengths: Mapping[str, int]
-  vocabulary: Vocabulary
+  vocabulary: vocabulary_lib.Vocabulary
+  buckets: Sequence[int] = ()
+
+
+def with_buckets(data: TaskData, num_buckets: int) -> TaskData:
+  """Chooses the buckets from all rows that are trained on or evaluated."""
+  examples = [source for source, _ in data.train_sources]
+  examples += [task.examples for task in data.eval_tasks]
+  lengths = np.concatenate([x.inputs.lengths for x in examples])
+  chosen = buckets.choose(
+    lengths, num_buckets=num_buckets, longest=data.feature_lengths["inputs"]
+  )
+  return data._replace(buckets=chosen)

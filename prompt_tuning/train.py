@@ -31,6 +31,9 @@ from prompt_tuning import (
   task_data,
   trainer,
 )
+from prompt_tuning import (
+  vocabulary as vocabulary_lib,
+)
 
 PROMPT = "encoder/prompt/prompt/prompt"
 
@@ -69,7 +72,7 @@ def train(
   """
   partition.labels(t5.param_shapes(model))
   _check_base(initial_checkpoint_path, model)
-  data = load_data()
+  data = _with_buckets(load_data(), config)
   _check_vocabulary(data.vocabulary, model)
   params, base_step = _load_base(initial_checkpoint_path, model, config)
   if model.prompt is not None:
@@ -90,11 +93,13 @@ def train(
   ) as manager:
     restored = checkpoints.restore(manager, state, base_fingerprint=base)
     unlogged: loop.StepValues = []
-    if restored is not None:
+    if restored is None:
+      log = metrics_log.open_log(model_dir, base_step - 1)
+    else:
       state, metadata = restored
       unlogged = metadata["unlogged"]
+      log = metrics_log.open_log(model_dir, int(state.step))
       print(f"continuing {model_dir} from step {int(state.step)}", flush=True)
-    log = metrics_log.open_log(model_dir, int(state.step))
     config_path = pathlib.Path(model_dir) / "operative_config.gin"
     config_path.write_text(gin.operative_config_str(), encoding="utf-8")
 
@@ -120,6 +125,7 @@ def train(
       feature_lengths=data.feature_lengths,
       seed=config.seed,
       start_step=int(state.step) - base_step,
+      buckets=data.buckets,
     )
     step_fn = functools.partial(
       trainer.train_step,
@@ -147,8 +153,33 @@ def train(
   return state
 
 
+def _with_buckets(
+  data: task_data.TaskData, config: loop.LoopConfig
+) -> task_data.TaskData:
+  """Chooses the buckets, if they are wanted, and says what they save."""
+  if not config.num_buckets:
+    return data
+  result = task_data.with_buckets(data, config.num_buckets)
+  before, after = (
+    batching.padding_share(
+      data.train_sources,
+      batch_size=config.batch_size,
+      feature_lengths=data.feature_lengths,
+      seed=config.seed,
+      buckets=buckets,
+    )
+    for buckets in ((), result.buckets)
+  )
+  lengths = ", ".join(map(str, result.buckets))
+  print(
+    f"buckets of inputs: {lengths}; padding {before:.1%} -> {after:.1%}",
+    flush=True,
+  )
+  return result
+
+
 def _check_vocabulary(
-  vocabulary: task_data.Vocabulary, model: t5.Transformer
+  vocabulary: vocabulary_lib.Vocabulary, model: t5.Transformer
 ) -> None:
   """Refuses a vocabulary with ids beyond the model's embedding table."""
   size = model.config.vocab_size
@@ -191,7 +222,7 @@ def _draw_prompt(
   initial_prompt: prompt_init.PromptInit | None,
   model: t5.Transformer,
   params: trainer.Params,
-  vocabulary: task_data.Vocabulary,
+  vocabulary: vocabulary_lib.Vocabulary,
   *,
   seed: int,
 ) -> Array:
@@ -230,23 +261,22 @@ def _evaluate_fn(
   config: loop.LoopConfig,
 ) -> Callable[[trainer.Params], dict[str, float]]:
   """Returns what evaluates all parameters: loss and metrics of every task."""
-  predict_fn = evaluate.greedy_predict_fn(model, data.feature_lengths)
+  predict_texts = evaluate.texts_fn(
+    model, data, mode=config.eval_mode, batch_size=config.batch_size
+  )
   loss_fn = jax.jit(
     functools.partial(trainer.eval_step, model=model, loss=loss)
   )
-  batch_size = config.batch_size
 
   def evaluate_params(params: trainer.Params) -> dict[str, float]:
     scores = evaluate.teacher_forced(
       data,
       params,
       loss_fn,
-      batch_size=batch_size,
+      batch_size=config.batch_size,
       num_batches=config.eval_steps,
     )
-    return scores | evaluate.evaluate(
-      data, params, predict_fn, batch_size=batch_size
-    )
+    return scores | evaluate.evaluate(data, params, predict_texts)
 
   return evaluate_params
 
@@ -255,10 +285,11 @@ def _before_and_after(
   before: Mapping[str, float], after: Mapping[str, float]
 ) -> str:
   """Writes each metric before and after training."""
-  width = max(map(len, after))
+  names = [name for name in after if loop.is_shown(name)]
+  width = max(map(len, names))
   return "\n".join(
     f"{name:<{width}}  before {before[name]:8.4g}  after {after[name]:8.4g}"
-    for name in after
+    for name in names
   )
 
 

@@ -75,5 +75,5 @@ registration.add(
     },
   ),
   [],
-  scoring=scores.SCORINGS["glue_sst2"],
+  scoring=scores.SCORINGS["demo_sentiment"],
 )

@@ -14,6 +14,7 @@ _BOOL = ("False", "True")
 
 # Stem -> text of label 0, label 1, ... as tensorflow_datasets numbers them.
 LABELS: Mapping[str, tuple[str, ...]] = {
+  "demo_sentiment": ("negative", "positive"),
   "glue_ax": _MNLI,
   "glue_cola": ("unacceptable", "acceptable"),
   "glue_mnli": _MNLI,

@@ -6,6 +6,7 @@ that begins with "file:line".
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+import csv
 import gzip
 import json
 import logging
@@ -92,6 +93,47 @@ def read_tsv(
       )
   if num_skipped:
     logging.warning("%s: %d rows with too few cells", path, num_skipped)
+
+
+def read_table(path: pathlib.Path, *, delimiter: str) -> Iterator[Located]:
+  """Yields the rows of a table whose first line names its columns.
+
+  Every row must have a cell for each column. Between commas, cells may be
+  quoted, and a quoted cell may hold line breaks; between tabs, quotes are text.
+
+  Args:
+    path: the file.
+    delimiter: comma or tab.
+  """
+  where = f"{path}:1"
+
+  def lines() -> Iterator[str]:
+    nonlocal where
+    for place, line in read_lines(path):
+      where = place
+      yield f"{line}\n"
+
+  if delimiter == ",":
+    table = csv.reader(lines(), strict=True)
+  else:
+    table = csv.reader(
+      lines(), delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True
+    )
+  columns: list[str] = []
+  try:
+    for cells in filter(None, table):
+      if not columns:
+        # A byte order mark is no part of the first column's name.
+        columns = [cell.removeprefix("\ufeff") for cell in cells]
+      elif len(cells) == len(columns):
+        yield Located(where, dict(zip(columns, cells, strict=True)))
+      else:
+        raise ValueError(
+          f"{where}: found {len(cells)} cells, wanted {len(columns)}: "
+          f"{', '.join(columns)}"
+        )
+  except csv.Error as error:
+    raise ValueError(f"{where}: broken table, {error}") from None
 
 
 def column(located: Located, name: str) -> Any:

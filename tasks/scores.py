@@ -5,7 +5,7 @@ The table is keyed by a task's stem (`labels.stem`), so that every variant of a
 task is scored alike, and evaluation from a cache finds it without TensorFlow.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -24,11 +24,14 @@ class Scoring:
       public.
     default: names of the metrics whose mean selects a checkpoint, and is
       reported where one number stands for the task.
+    labels: the texts that a model of the task answers with, if it is one of
+      labels; rank classification chooses among them.
   """
 
   postprocess_fn: Callable[..., Any]
   metric_fns: tuple[metrics.MetricFn, ...] = ()
   default: tuple[str, ...] = ()
+  labels: tuple[str, ...] = ()
 
 
 def _classes(
@@ -37,7 +40,7 @@ def _classes(
   postprocess_fn = functools.partial(
     postprocessors.label_id, labels=labels.LABELS[stem]
   )
-  return Scoring(postprocess_fn, metric_fns, default)
+  return Scoring(postprocess_fn, metric_fns, default, labels.LABELS[stem])
 
 
 def _transferred(*, trained: str, evaluated: str) -> Scoring:
@@ -51,7 +54,10 @@ def _transferred(*, trained: str, evaluated: str) -> Scoring:
     translation=translation,
   )
   return Scoring(
-    postprocess_fn, (metrics.f1, metrics.accuracy), ("f1", "accuracy")
+    postprocess_fn,
+    (metrics.f1, metrics.accuracy),
+    ("f1", "accuracy"),
+    labels.LABELS[trained],
   )
 
 
@@ -93,6 +99,7 @@ SCORINGS: Mapping[str, Scoring] = {
       "super_glue_copa",
       "super_glue_rte",
       "super_glue_wic",
+      "demo_sentiment",
     )
   },
   "glue_mrpc": _classes(
@@ -120,6 +127,7 @@ SCORINGS: Mapping[str, Scoring] = {
     ),
     (metrics.multirc_f1, metrics.multirc_exact_match),
     ("f1", "exact_match"),
+    labels.LABELS["super_glue_multirc"],
   ),
   "super_glue_record": Scoring(
     postprocessors.record, (metrics.record,), ("em", "f1")
@@ -159,12 +167,41 @@ def scoring(task_name: str) -> Scoring:
   return behind_sentinel(found) if is_behind else found
 
 
+def own_data(task_name: str, *, labels: Sequence[str] = ()) -> Scoring:
+  """Returns the scoring of a task of files (`files.py`), whatever its name.
+
+  Args:
+    task_name: not used; here so that it takes the place of `scoring`.
+    labels: the texts of the labels, which are scored by accuracy; without, as
+      the answers of SQuAD.
+  """
+  del task_name
+  if not labels:
+    return _ANSWERS
+  postprocess_fn = functools.partial(
+    postprocessors.label_id, labels=tuple(labels)
+  )
+  return Scoring(
+    postprocess_fn, (metrics.accuracy,), ("accuracy",), tuple(labels)
+  )
+
+
+def label_texts(task_name: str) -> tuple[str, ...]:
+  """Returns the labels of a task; none if it has no labels, or is unknown."""
+  known = labels.stem(task_name) in SCORINGS
+  return scoring(task_name).labels if known else ()
+
+
 def behind_sentinel(scoring: Scoring) -> Scoring:
   """Returns the scoring of a task whose targets start with a sentinel."""
   postprocess_fn = functools.partial(
     postprocessors.behind_sentinel, postprocess_fn=scoring.postprocess_fn
   )
-  return dataclasses.replace(scoring, postprocess_fn=postprocess_fn)
+  return dataclasses.replace(
+    scoring,
+    postprocess_fn=postprocess_fn,
+    labels=tuple(f"<extra_id_0> {label}" for label in scoring.labels),
+  )
 
 
 def default_score(task_name: str, values: Mapping[str, float]) -> float:

@@ -102,6 +102,89 @@ def test_evaluation_sees_every_row_once_in_order():
   batches = list(
     batching.eval_batches(numbered(7), batch_size=3, feature_lengths=LENGTHS)
   )
-  assert [num_rows for _, num_rows in batches] == [3, 3, 1]
+  assert [rows.tolist() for _, rows in batches] == [[0, 1, 2], [3, 4, 5], [6]]
   tokens = first_tokens((batch for batch, _ in batches), 3)
   assert tokens == [[2, 3, 4], [5, 6, 7], [8, 0, 0]]
+
+
+def lengths_of(batches, num_batches):
+  return [
+    (x["encoder_input_tokens"] > 0).sum(axis=1).tolist()
+    for x in itertools.islice(batches, num_batches)
+  ]
+
+
+@pytest.fixture
+def uneven():
+  """Two sources of rows of 1 to 8 tokens."""
+  rng = np.random.default_rng(0)
+  rows = lambda start: [
+    [start + i] * int(n) for i, n in enumerate(rng.integers(1, 9, 40))
+  ]
+  return [(examples(rows(2)), 1.0), (examples(rows(50)), 2.0)]
+
+
+def test_buckets_change_neither_the_rows_nor_their_rates(uneven):
+  num_steps = 2 * 64  # Two windows.
+  plain = sum(first_tokens(stream(uneven), num_steps), [])
+  found = sum(first_tokens(stream(uneven, buckets=(2, 4, 8)), num_steps), [])
+  assert sorted(plain) == sorted(found)
+  assert plain != found
+
+
+def test_batches_are_cut_to_the_bucket_that_holds_them(uneven):
+  buckets = (2, 4, 8)
+  batches = list(itertools.islice(stream(uneven, buckets=buckets), 64))
+  for batch in batches:
+    tokens = batch["encoder_input_tokens"]
+    longest = (tokens > 0).sum(axis=1).max()
+    assert tokens.shape == (4, min(x for x in buckets if x >= longest))
+    assert batch["decoder_target_tokens"].shape == (4, 6)
+  lengths = [batch["encoder_input_tokens"].shape[1] for batch in batches]
+  assert set(lengths) == set(buckets)
+  assert lengths != sorted(lengths)
+
+
+@pytest.mark.parametrize("start_step", [1, 63, 64, 100])
+def test_a_restarted_stream_with_buckets_continues(uneven, start_step):
+  run = lambda **kwargs: stream(uneven, buckets=(4, 8), **kwargs)
+  straight = list(itertools.islice(run(), 130))[start_step:]
+  resumed = itertools.islice(run(start_step=start_step), len(straight))
+  for a, b in zip(straight, resumed, strict=True):
+    for name, x in a.items():
+      np.testing.assert_array_equal(x, b[name])
+
+
+def test_the_share_of_padding_is_counted():
+  sources = [(examples([[1], [1], [1, 1, 1, 1], [1, 1]]), 1.0)]
+  share = lambda buckets: batching.padding_share(
+    sources, batch_size=1, feature_lengths=LENGTHS, seed=0, buckets=buckets
+  )
+  assert share(()) == pytest.approx(1 - 8 / 32)
+  assert share((8,)) == pytest.approx(1 - 8 / 32)
+  assert share((2, 4)) == pytest.approx(1 - 8 / 10)
+  # A row that no bucket holds is cut.
+  assert share((2,)) == pytest.approx(1 - 6 / 8)
+
+
+def test_evaluation_with_buckets_sees_every_row_once(uneven):
+  task = uneven[0][0]
+  batches = list(
+    batching.eval_batches(
+      task, batch_size=7, feature_lengths=LENGTHS, buckets=(3, 8)
+    )
+  )
+  rows = np.concatenate([rows for _, rows in batches])
+  assert sorted(rows.tolist()) == list(range(40))
+  for batch, rows in batches:
+    tokens = batch["encoder_input_tokens"]
+    assert tokens.shape[1] in (3, 8)
+    assert tokens[: len(rows), 0].tolist() == (rows + 2).tolist()
+    assert not tokens[len(rows) :].any()
+
+
+def test_the_first_rows_can_be_taken():
+  first = examples([[5], [6, 7], [8]]).first(2)
+  assert first.inputs.padded(np.arange(2), 2).tolist() == [[5, 0], [6, 7]]
+  assert first.targets.num_rows == 2
+  assert examples([[5]]).first(9).inputs.num_rows == 1

@@ -91,6 +91,35 @@ def test_every_prompt_file_names_an_initialiser(path):
   assert str(init).startswith("@prompt_init.")
 
 
+DATA_FLAGS = {
+  "own_data.gin": (
+    "--gin.TRAIN_FILE='a.csv'",
+    "--gin.VALIDATION_FILE='b.csv'",
+    "--gin.INPUT_TEMPLATE='{a}'",
+  ),
+  "seqio.gin": SST2_DEMO[5:7],
+  "from_cache.gin": (
+    "--gin.MIXTURE_OR_TASK_NAME='a'",
+    "--gin.CACHE_DIR='cache'",
+  ),
+}
+
+
+def load_data_source(path):
+  """Loads a file that says where data come from, or a run that includes it."""
+  (flags,) = [x for name, x in DATA_FLAGS.items() if path.endswith(name)]
+  is_run = path.startswith("gin/runs/prompt_finetune")
+  other = SST2_DEMO[:2] if is_run else ("--gin_file=gin/runs/finetune.gin",)
+  load(
+    *other,
+    f"--gin_file={path}",
+    *SST2_DEMO[3 + (not is_run) : 5],
+    *SST2_DEMO[7:10],
+    *flags,
+  )
+  assert str(gin.query_parameter("%LOAD_DATA")).startswith("@")
+
+
 @pytest.mark.parametrize("path", files("runs"))
 def test_every_run_file_parses(path):
   if path.endswith("match_t5x.gin"):
@@ -99,8 +128,16 @@ def test_every_run_file_parses(path):
     assert offset == -1_100_000
   elif path.endswith("demo.gin"):
     load(*DEMO)
+  elif path.endswith("/cache.gin"):
+    load(*SST2_DEMO, f"--gin_file={path}", "--gin.CACHE_DIR='cache'")
+    read = gin.query_parameter("cache_task.cache_task.load_data")
+    assert "LOAD_DATA" in str(read)
+  elif path.endswith(tuple(DATA_FLAGS)):
+    load_data_source(path)
   else:
+    data_file = "--gin_file=gin/runs/seqio.gin"
     load(
+      *([data_file] if path.endswith("/finetune.gin") else []),
       "--gin_file=gin/models/t5_1_1_base.gin",
       f"--gin_file={path}",
       *SST2_DEMO[4:],
@@ -137,6 +174,13 @@ def test_files_are_found_from_any_directory(tmp_path, monkeypatch):
   (own / "mine.gin").write_text("include 'gin/runs/demo.gin'\nEVAL_STEPS = 3\n")
   load("--gin_file=mine.gin", f"--gin_search_paths={own}")
   assert gin.query_parameter("%EVAL_STEPS") == 3
+
+
+def test_a_comment_hides_no_line_behind_it(tmp_path):
+  file = tmp_path / "own.gin"
+  file.write_text("OWN = 3  # Of us.\nEVAL_STEPS = %OWN\n")
+  load(*DEMO, f"--gin_file={file}")
+  assert gin.query_parameter("%OWN") == 3
 
 
 def fails(capsys, monkeypatch, *argv):
@@ -186,6 +230,36 @@ def fails(capsys, monkeypatch, *argv):
     ),
     ((*DEMO, "--gin.PROMPT_LENGTH=0"), "PROMPT_LENGTH=0 must be 1 or more"),
     ((*DEMO, "--gin.TRAIN_STEPS=0"), "train_steps=0 must be 1 or more"),
+    (
+      (
+        *DEMO,
+        "--gin_file=gin/runs/from_cache.gin",
+        "--gin.CACHE_DIR='/nowhere'",
+        "--gin.MIXTURE_OR_TASK_NAME='a'",
+        "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 8}",
+      ),
+      "/nowhere is not a cache: it has no manifest.json",
+    ),
+    (
+      (
+        *DEMO,
+        "--gin_file=gin/runs/own_data.gin",
+        "--gin.TRAIN_FILE='/nowhere.csv'",
+        "--gin.VALIDATION_FILE='/nowhere.csv'",
+        "--gin.INPUT_TEMPLATE='{a}'",
+        "--gin.VOCABULARY=@vocabularies.english_8k()",
+        "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 8}",
+      ),
+      "there is no file /nowhere.csv",
+    ),
+    (
+      (*DEMO, "--gin.loop.LoopConfig.num_buckets=-1"),
+      "LoopConfig.num_buckets=-1 must be 0 or more",
+    ),
+    (
+      (*DEMO, "--gin.EVAL_MODE='ranked'"),
+      "EVAL_MODE='ranked' must be 'generation' or 'rank'",
+    ),
     (
       (*DEMO, "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 1}"),
       "['targets']=1 is too short for the label 'negative'",

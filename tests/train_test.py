@@ -169,6 +169,29 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(
   assert "the loss is nan at step 2: try a lower learning rate" in error
 
 
+@pytest.mark.slow
+def test_a_run_with_buckets_can_be_restarted(run, tmp_path):
+  buckets = "loop.LoopConfig.num_buckets = 2"
+  output = run(tmp_path / "straight", buckets)
+  assert "buckets of inputs: 8, 16; padding 7" in output
+  run(tmp_path / "resumed", buckets, "TRAIN_STEPS = 7")
+  run(tmp_path / "resumed", buckets)
+  np.testing.assert_array_equal(
+    prompt(tmp_path / "straight", 12), prompt(tmp_path / "resumed", 12)
+  )
+
+
+@pytest.mark.slow
+def test_ranked_predictions_are_all_legal(run, tmp_path):
+  run(tmp_path, "EVAL_MODE = 'rank'", "TRAIN_STEPS = 1")
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  scores = json.loads(lines[-1])
+  assert scores["demo_sentiment/legal_labels"] == 100
+  assert scores["demo_sentiment/labels/predicted/other"] == 0
+  counts = [x for name, x in scores.items() if "/confusion/" in name]
+  assert sum(counts) == 400
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason="needs real data")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["rte", "sst2"])

@@ -3,6 +3,7 @@
 
 import pathlib
 
+import numpy as np
 import pytest
 
 DATA = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
@@ -114,3 +115,53 @@ def test_every_pronoun_of_wsc_is_marked(texts):
       assert row["inputs"].count(b"*") == 2
   train = texts("super_glue_wsc_v102_simple_train", "train")
   assert all(row["inputs"].count(b"*") == 2 for row in train)
+
+
+@pytest.mark.parametrize(
+  ("module", "name"),
+  [
+    ("super_glue", "taskless_super_glue_cb_v102_examples"),
+    ("super_glue", "super_glue_multirc_v102_examples"),
+    ("super_glue", "super_glue_record_v102"),
+    ("super_glue", "sentinel_super_glue_rte_v102_examples"),
+    ("super_glue", "super_glue_wsc_and_dev_v102_simple"),
+    ("glue", "glue_qqp_from_mrpc_zeroshot_v002_examples"),
+    ("question_answering", "squad_to_duo_rc_examples"),
+  ],
+)
+def test_a_cache_scores_as_seqio_does(data_dir, tmp_path, module, name):
+  from prompt_tuning.tasks import scores, vocabularies
+
+  from prompt_tuning import cache, data, evaluate
+
+  arguments = {
+    "mixture_or_task_name": name,
+    "feature_lengths": {"inputs": 64, "targets": 16},
+  }
+  ours = data.from_seqio(
+    **arguments,
+    mixture_or_task_module=f"prompt_tuning.tasks.{module}",
+    vocabulary=vocabularies.english_8k(),
+    tfds_data_dir=str(data_dir),
+    labels_fn=scores.label_texts,
+  )
+  cache.write(str(tmp_path / "cache"), ours)
+  cached = cache.from_cache(
+    **arguments, cache_dir=str(tmp_path / "cache"), scoring_fn=scores.scoring
+  )
+  pairs = zip(ours.train_sources, cached.train_sources, strict=True)
+  for (first, rate), (second, cached_rate) in pairs:
+    assert rate == cached_rate
+    for a, b in zip(first, second, strict=True):
+      np.testing.assert_array_equal(a.tokens, b.tokens)
+      np.testing.assert_array_equal(a.offsets, b.offsets)
+  for first, second in zip(ours.eval_tasks, cached.eval_tasks, strict=True):
+    assert list(first.rows) == list(second.rows)
+    golds = [row["targets_pretokenized"].decode() for row in first.rows]
+    predictions = [
+      *golds[: len(golds) // 2],
+      *reversed(golds[len(golds) // 2 :]),
+    ]
+    found = evaluate.score(first, predictions)
+    assert found == evaluate.score(second, predictions)
+    assert found

@@ -83,6 +83,33 @@ def test_stem(name, stem):
   assert stem in scores.SCORINGS
 
 
+@pytest.mark.parametrize(
+  ("name", "texts"),
+  [
+    ("taskless_super_glue_rte_v102", ("entailment", "not_entailment")),
+    ("super_glue_multirc_v102", ("False", "True")),
+    ("sentinel_super_glue_wic", ("<extra_id_0> False", "<extra_id_0> True")),
+    # The model answers as it was trained to.
+    ("glue_mrpc_from_qqp_v002", ("not_duplicate", "duplicate")),
+    ("super_glue_record_v102", ()),
+    ("somebody_elses_task", ()),
+  ],
+)
+def test_label_texts(name, texts):
+  assert scores.label_texts(name) == texts
+
+
+@pytest.mark.parametrize("stem", scores.SCORINGS)
+def test_every_label_has_a_value_of_its_own(stem):
+  scoring = scores.SCORINGS[stem]
+  found = [
+    scoring.postprocess_fn(text, example={}, is_target=False)
+    for text in scoring.labels
+  ]
+  numbers = [x["value"] if isinstance(x, dict) else x for x in found]
+  assert numbers == list(range(len(scoring.labels)))
+
+
 def test_words_of_class_label_initialisation():
   words = ("commonsense", "pronoun", "resolution")
   assert labels.initial_words("super_glue_wsc_v102_simple_train") == words

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+
+@pytest.fixture
+def read():
+  """Reads a task of three rows, of which a preprocessor may drop some."""
+  from prompt_tuning.tasks import vocabularies
+  import seqio
+  import tensorflow as tf
+
+  from prompt_tuning import data
+
+  def rows(split, shuffle_files, seed=None):
+    texts = ["one", "two", "three"]
+    return tf.data.Dataset.from_tensor_slices(
+      {"inputs": texts, "targets": texts}
+    )
+
+  def call(name, num_kept):
+    splits = ("train", "validation")
+    feature = seqio.Feature(vocabularies.english_8k())
+    seqio.TaskRegistry.add(
+      name,
+      seqio.FunctionDataSource(
+        rows, splits, num_input_examples=dict.fromkeys(splits, 3)
+      ),
+      preprocessors=[
+        lambda dataset: dataset.take(num_kept),
+        seqio.preprocessors.tokenize,
+        seqio.preprocessors.append_eos_after_trim,
+      ],
+      output_features={"inputs": feature, "targets": feature},
+      metric_fns=[lambda targets, predictions: {"num": len(targets)}],
+    )
+    return data.from_seqio(
+      mixture_or_task_name=name,
+      feature_lengths={"inputs": 8, "targets": 8},
+      labels_fn=lambda name: ("one", name),
+    )
+
+  return call
+
+
+def test_rows_that_preprocessing_drops_are_counted(read, capsys):
+  read("all_kept", 3)
+  assert "rows" not in capsys.readouterr().out
+  read("one_dropped", 2)
+  lines = capsys.readouterr().out.splitlines()
+  assert lines == [
+    f"one_dropped {split}: 2 rows, 1 fewer than its source has: preprocessing"
+    " drops them"
+    for split in ("train", "validation")
+  ]
+
+
+def test_a_task_carries_its_name_and_labels(read):
+  data = read("named", 3)
+  assert (data.name, data.train_names) == ("named", ["named"])
+  (task,) = data.eval_tasks
+  assert task.labels == ("one", "named")
+  assert data.vocabulary.decode(data.vocabulary.encode("three")) == "three"
