@@ -59,7 +59,7 @@ def load_data(source: str, task: str, cache_dir: str) -> Any:
     feature_lengths=LENGTHS,
     vocabulary=vocabularies.english_8k(),
     tfds_data_dir=_TFDS_DATA_DIR.value,
-    labels_fn=scores.label_texts,
+    scoring_fn=scores.find_scoring,
   )
 
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import os
 import pathlib
 import tempfile
-from typing import Any, Protocol, runtime_checkable
 
 import msgpack
 import numpy as np
@@ -30,23 +29,6 @@ from prompt_tuning import (
   vocabulary as vocabulary_lib,
 )
 from prompt_tuning.cache_manifest import AGAIN
-
-
-@runtime_checkable
-class Scoring(Protocol):
-  """How a task is scored; see `task_data.EvalTask`."""
-
-  @property
-  def postprocess_fn(self) -> Callable[..., Any]:
-    """Text to the value that the metrics compare."""
-
-  @property
-  def metric_fns(self) -> Sequence[Callable[..., Mapping[str, Any]]]:
-    """Functions of targets and predictions."""
-
-  @property
-  def labels(self) -> Sequence[str]:
-    """The texts of the labels, if there are labels."""
 
 
 def write(cache_dir: str, data: task_data.TaskData) -> str:
@@ -144,7 +126,7 @@ def from_cache(
   cache_dir: str,
   mixture_or_task_name: str,
   feature_lengths: Mapping[str, int],
-  scoring_fn: Callable[[str], Scoring],
+  scoring_fn: Callable[[str], task_data.Scoring],
   vocabulary_sha256: str | None = None,
 ) -> task_data.TaskData:
   """Opens a cache; equal to what was written.
@@ -184,7 +166,7 @@ def from_cache(
       for i, split in enumerate(manifest.train)
     ],
     [
-      _eval_task(
+      task_data.EvalTask(
         split.name,
         examples(f"eval_{i}", split),
         _rows(folder / f"eval_{i}.msgpack", split),
@@ -279,19 +261,3 @@ def _rows(
       f"{path} does not hold {split.num_rows} rows with their targets: {AGAIN}"
     )
   return rows
-
-
-def _eval_task(
-  name: str,
-  examples: batching.Examples,
-  rows: Sequence[task_data.Row],
-  scoring: Scoring,
-) -> task_data.EvalTask:
-  return task_data.EvalTask(
-    name,
-    examples,
-    rows,
-    scoring.postprocess_fn,
-    scoring.metric_fns,
-    scoring.labels,
-  )

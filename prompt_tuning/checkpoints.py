@@ -2,11 +2,13 @@
 """The training state to disk and back: what is trained, never the base.
 
 `MODEL_DIR/checkpoint_<step>/` is an Orbax checkpoint of the trained parameters
-and their optimizer state; `MODEL_DIR/numpy_checkpoints/checkpoint_<step>/` has
-each prompt as a numpy array, where the original puts it.
+and their optimizer state, `MODEL_DIR/best/checkpoint_<step>/` the one with the
+best score; `MODEL_DIR/numpy_checkpoints/checkpoint_<step>/` has each prompt as
+a numpy array, where the original puts it.
 """
 
 from collections.abc import Mapping
+import math
 from typing import Any
 
 from etils import epath
@@ -115,6 +117,41 @@ def restore(
   return None
 
 
+def save_best(
+  manager: ocp.CheckpointManager,
+  state: trainer.TrainState,
+  score: float,
+  metadata: Metadata,
+) -> bool:
+  """Saves a state if its score is above that of the one saved before.
+
+  Args:
+    manager: of a folder for the best checkpoint alone, which keeps one.
+    state: see `save`.
+    score: to select by; higher is better.
+    metadata: see `save`.
+
+  Returns:
+    Whether it was saved.
+  """
+  manager.wait_until_finished()
+  if score <= best_score(manager):
+    return False
+  save(manager, state, {**metadata, "score": score})
+  return True
+
+
+def best_score(manager: ocp.CheckpointManager) -> float:
+  """Returns the score of the best checkpoint; minus infinity without one."""
+  step = manager.latest_step()
+  if step is None:
+    return -math.inf
+  try:
+    return float(_read_metadata(manager, step)["score"])
+  except _Damaged:
+    return -math.inf
+
+
 class _Damaged(Exception):
   """A checkpoint that cannot be read as it was written."""
 
@@ -124,13 +161,8 @@ def _read(
 ) -> tuple[trainer.TrainState, Metadata]:
   """Reads one checkpoint and compares it with its fingerprint."""
   arrays = _flatten(like)
-  try:
-    metadata = manager.restore(
-      step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
-    )["metadata"]
-    found = {name: tuple(x) for name, x in metadata["arrays"].items()}
-  except Exception as error:  # Orbax and tensorstore raise many types.
-    raise _Damaged(_first_line(error)) from error
+  metadata = _read_metadata(manager, step)
+  found = {name: tuple(x) for name, x in metadata["arrays"].items()}
   wanted = {name: x.shape for name, x in arrays.items()}
   if found != wanted:
     changed = sorted(dict(found.items() ^ wanted.items()))
@@ -149,6 +181,20 @@ def _read(
     raise _Damaged("its fingerprint does not match")
   leaves = [restored[name] for name in arrays]
   return jax.tree.unflatten(jax.tree.structure(like), leaves), metadata
+
+
+def _read_metadata(manager: ocp.CheckpointManager, step: int) -> Metadata:
+  """Reads what `save` wrote beside the arrays, and checks that it is whole."""
+  try:
+    metadata = manager.restore(
+      step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
+    )["metadata"]
+  except Exception as error:  # Orbax raises many types.
+    raise _Damaged(_first_line(error)) from error
+  wanted = {"arrays", "state_fingerprint", "base_fingerprint"}
+  if not isinstance(metadata, dict) or not wanted <= metadata.keys():
+    raise _Damaged("its metadata are not whole")
+  return metadata
 
 
 def _first_line(error: Exception) -> str:

@@ -30,7 +30,7 @@ def from_seqio(
   vocabulary: seqio.Vocabulary | None = None,
   use_cached: bool = False,
   tfds_data_dir: str | None = None,
-  labels_fn: Callable[[str], Sequence[str]] = lambda name: (),
+  scoring_fn: Callable[[str], task_data.Scoring | None] = lambda name: None,
 ) -> task_data.TaskData:
   """Reads and tokenises a task or mixture.
 
@@ -43,7 +43,7 @@ def from_seqio(
     vocabulary: read the task with this vocabulary instead of its own.
     use_cached: read seqio's own cached tasks instead of the sources.
     tfds_data_dir: where the TFDS data sets are; None for TFDS's default.
-    labels_fn: name of a task -> the texts of its labels, if it has labels.
+    scoring_fn: name of a task -> its labels and default metric, if known.
 
   Raises:
     ValueError: for a name or module that does not exist, a data set that is
@@ -72,7 +72,7 @@ def from_seqio(
       train_sources.append((_examples(rows), rate))
     if "validation" in splits and task.metric_fns:
       rows = read(task, "validation")
-      eval_tasks.append(_eval_task(task, rows, labels_fn(task.name)))
+      eval_tasks.append(_eval_task(task, rows, scoring_fn(task.name)))
   if not train_sources:
     raise ValueError(f"{mixture_or_task_name} has no train split")
   used = tasks[0][0].output_features["targets"].vocabulary
@@ -218,7 +218,9 @@ def _examples(rows: Sequence[task_data.Row]) -> batching.Examples:
 
 
 def _eval_task(
-  task: seqio.Task, rows: Sequence[task_data.Row], labels: Sequence[str]
+  task: seqio.Task,
+  rows: Sequence[task_data.Row],
+  known: task_data.Scoring | None,
 ) -> task_data.EvalTask:
   """Keeps what scoring needs: the fields but for the tokens."""
   fields = [
@@ -229,9 +231,12 @@ def _eval_task(
     task.name,
     _examples(rows),
     fields,
-    task.postprocess_fn,
-    task.predict_metric_fns,
-    labels,
+    task_data.Scoring(
+      task.postprocess_fn,
+      task.predict_metric_fns,
+      known.default if known else (),
+      known.labels if known else (),
+    ),
   )
 
 

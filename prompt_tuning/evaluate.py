@@ -49,7 +49,9 @@ def texts_fn(
   Raises:
     ValueError: for "rank" if no task has labels.
   """
-  if mode == "rank" and not any(task.labels for task in data.eval_tasks):
+  if mode == "rank" and not any(
+    task.scoring.labels for task in data.eval_tasks
+  ):
     names = ", ".join(task.name for task in data.eval_tasks)
     raise ValueError(
       f"EVAL_MODE='rank' needs a task with labels, found {names or 'no task'}:"
@@ -65,13 +67,13 @@ def texts_fn(
   rank = jax.jit(functools.partial(decoding.score_labels, model=model))
 
   def texts(params: trainer.Params, task: task_data.EvalTask) -> Sequence[str]:
-    if mode == "rank" and task.labels:
-      candidates = label_tokens(task.labels, data.vocabulary)
+    if mode == "rank" and task.scoring.labels:
+      candidates = label_tokens(task.scoring.labels, data.vocabulary)
       rank_batch = lambda params, batch: rank(
         params, batch["encoder_input_tokens"], candidates
       )
       scores = predict(task.examples, params, rank_batch)
-      return [task.labels[i] for i in np.argmax(scores, axis=1)]
+      return [task.scoring.labels[i] for i in np.argmax(scores, axis=1)]
     tokens = predict(task.examples, params, generate)
     return [data.vocabulary.decode(row) for row in tokens.tolist()]
 
@@ -148,16 +150,17 @@ def score(
   golds = [row["targets_pretokenized"].decode() for row in task.rows]
   targets, processed = (
     [
-      task.postprocess_fn(text, example=row, is_target=is_target)
+      task.scoring.postprocess_fn(text, example=row, is_target=is_target)
       for text, row in zip(texts, task.rows, strict=True)
     ]
     for texts, is_target in ((golds, True), (predictions, False))
   )
   scores: dict[str, float] = {}
-  for metric_fn in task.metric_fns:
+  for metric_fn in task.scoring.metric_fns:
     scores |= _numbers(metric_fn(targets, processed))
-  if task.labels:
-    scores |= label_statistics(golds, predictions, labels=task.labels)
+  labels = task.scoring.labels
+  if labels:
+    scores |= label_statistics(golds, predictions, labels=labels)
   return scores
 
 
@@ -202,12 +205,19 @@ def label_statistics(
 def evaluate(
   data: task_data.TaskData, params: trainer.Params, predict_texts: TextsFn
 ) -> dict[str, float]:
-  """Returns the metrics of every task as `task/metric -> value`."""
+  """Returns the metrics of every task as `task/metric -> value`.
+
+  And as "score" what a checkpoint is selected by: the mean over the tasks that
+  have default metrics, of the mean of these (Lester et al., 2021, sec. 3.1).
+  """
   result: dict[str, float] = {}
+  defaults = []
   for task in data.eval_tasks:
     scores = score(task, predict_texts(params, task))
     result |= {f"{task.name}/{name}": value for name, value in scores.items()}
-  return result
+    if task.scoring.default:
+      defaults.append(np.mean([scores[x] for x in task.scoring.default]))
+  return result | ({"score": float(np.mean(defaults))} if defaults else {})
 
 
 def teacher_forced(

@@ -6,6 +6,7 @@ earlier one was written to; training and evaluation cannot tell them apart.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,26 @@ from prompt_tuning import vocabulary as vocabulary_lib
 Row = Mapping[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+  """How a task is scored.
+
+  Attributes:
+    postprocess_fn: decoded text -> value to be compared.
+    metric_fns: functions of (targets, predictions); none where no labels are
+      public.
+    default: names of the metrics whose mean selects a checkpoint, and is
+      reported where one number stands for the task.
+    labels: the texts that a model of the task answers with, if it is one of
+      labels; rank classification chooses among them.
+  """
+
+  postprocess_fn: Callable[..., Any]
+  metric_fns: Sequence[Callable[..., Mapping[str, Any]]] = ()
+  default: tuple[str, ...] = ()
+  labels: tuple[str, ...] = ()
+
+
 class EvalTask(NamedTuple):
   """A task whose predictions can be scored.
 
@@ -24,18 +45,13 @@ class EvalTask(NamedTuple):
     name: its name in seqio's registry.
     examples: the tokenised rows.
     rows: the other fields of the same rows, as post-processors want them.
-    postprocess_fn: text to the value that the metrics compare.
-    metric_fns: functions of targets and predictions.
-    labels: the texts that it is answered with, if there are no others; rank
-      classification chooses among them.
+    scoring: its post-processor, metrics and labels.
   """
 
   name: str
   examples: batching.Examples
   rows: Sequence[Row]
-  postprocess_fn: Callable[..., Any]
-  metric_fns: Sequence[Callable[..., Mapping[str, Any]]]
-  labels: Sequence[str] = ()
+  scoring: Scoring
 
 
 class TaskData(NamedTuple):

@@ -26,6 +26,7 @@ from prompt_tuning import (
   metrics_log,
   optim,
   pretrained,
+  prompt_files,
   prompt_init,
   t5,
   task_data,
@@ -35,7 +36,7 @@ from prompt_tuning import (
   vocabulary as vocabulary_lib,
 )
 
-PROMPT = "encoder/prompt/prompt/prompt"
+PROMPT = prompt_files.NAME
 
 
 def train(
@@ -53,7 +54,8 @@ def train(
 
   Args:
     model_dir: where checkpoints and metrics go. If it has checkpoints already,
-      the run continues from the newest.
+      the run continues from the newest. The best is in `best/`, with the prompt
+      as `best/prompt.safetensors`.
     initial_checkpoint_path: the base; None for random weights.
     model: the network.
     partition: which parameters are trained, by which optimizer.
@@ -88,9 +90,10 @@ def train(
   state = trainer.TrainState(
     jnp.int32(base_step), trainable, optimizer.init(trainable)
   )
-  with checkpoints.open_manager(
-    model_dir, keep=config.checkpoint_keep
-  ) as manager:
+  with (
+    checkpoints.open_manager(model_dir, keep=config.checkpoint_keep) as manager,
+    checkpoints.open_manager(f"{model_dir}/best", keep=1) as best_manager,
+  ):
     restored = checkpoints.restore(manager, state, base_fingerprint=base)
     unlogged: loop.StepValues = []
     if restored is None:
@@ -108,11 +111,19 @@ def train(
       checkpoints.save(manager, state, metadata)
       checkpoints.write_prompts(model_dir, state)
 
+    def save_best(state: trainer.TrainState, score: float) -> None:
+      metadata = {"base_fingerprint": base, "unlogged": []}
+      if checkpoints.save_best(best_manager, state, score, metadata):
+        described = {"task": data.name, "score": repr(score)}
+        _write_prompt(f"{model_dir}/best", state, frozen, described)
+
     history: list[Mapping[str, float]] = []
     evaluate_fn = _evaluate_fn(model, loss, data, config)
 
     def evaluate_state(state: trainer.TrainState) -> Mapping[str, float]:
       history.append(evaluate_fn(frozen | state.trainable))
+      if "score" in history[-1]:
+        save_best(state, history[-1]["score"])
       return history[-1]
 
     if config.eval_at_start and restored is None:
@@ -236,6 +247,24 @@ def _draw_prompt(
   rng = jax.random.fold_in(jax.random.key(seed), 1)
   table = params["token_embedder/embedding"]
   return initial_prompt(rng, model.prompt.length, table, vocabulary.encode)
+
+
+def _write_prompt(
+  folder: str,
+  state: trainer.TrainState,
+  frozen: trainer.Params,
+  metadata: Mapping[str, str],
+) -> None:
+  """Writes `prompt.safetensors`, if it is the prompt that is trained."""
+  table = frozen.get("token_embedder/embedding")
+  if PROMPT in state.trainable and table is not None:
+    described = {
+      **metadata,
+      "step": str(int(state.step)),
+      "base_id": prompt_files.base_id(table),
+    }
+    prompt = jax.device_get(state.trainable[PROMPT])
+    prompt_files.save(f"{folder}/prompt.safetensors", prompt, described)
 
 
 def _parameter_table(trainable: trainer.Params, frozen: trainer.Params) -> str:

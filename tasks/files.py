@@ -74,9 +74,7 @@ def from_files(
     name,
     _examples(validation, tokenizer, feature_lengths),
     [_fields(text) for text in validation],
-    scoring.postprocess_fn,
-    scoring.metric_fns,
-    scoring.labels,
+    scoring,
   )
   return task_data.TaskData(
     name,

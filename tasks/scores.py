@@ -5,7 +5,7 @@ The table is keyed by a task's stem (`labels.stem`), so that every variant of a
 task is scored alike, and evaluation from a cache finds it without TensorFlow.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -13,25 +13,7 @@ from typing import Any
 import numpy as np
 from prompt_tuning.tasks import labels, metrics, postprocessors, rouge
 
-
-@dataclasses.dataclass(frozen=True)
-class Scoring:
-  """How a task is scored.
-
-  Attributes:
-    postprocess_fn: decoded text -> value to be compared.
-    metric_fns: functions of (targets, predictions); none where no labels are
-      public.
-    default: names of the metrics whose mean selects a checkpoint, and is
-      reported where one number stands for the task.
-    labels: the texts that a model of the task answers with, if it is one of
-      labels; rank classification chooses among them.
-  """
-
-  postprocess_fn: Callable[..., Any]
-  metric_fns: tuple[metrics.MetricFn, ...] = ()
-  default: tuple[str, ...] = ()
-  labels: tuple[str, ...] = ()
+from prompt_tuning.task_data import Scoring
 
 
 def _classes(
@@ -186,10 +168,10 @@ def own_data(task_name: str, *, labels: Sequence[str] = ()) -> Scoring:
   )
 
 
-def label_texts(task_name: str) -> tuple[str, ...]:
-  """Returns the labels of a task; none if it has no labels, or is unknown."""
+def find_scoring(task_name: str) -> Scoring | None:
+  """Looks up how a task is scored; None for one that is not known here."""
   known = labels.stem(task_name) in SCORINGS
-  return scoring(task_name).labels if known else ()
+  return scoring(task_name) if known else None
 
 
 def behind_sentinel(scoring: Scoring) -> Scoring:

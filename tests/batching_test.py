@@ -188,3 +188,33 @@ def test_the_first_rows_can_be_taken():
   assert first.inputs.padded(np.arange(2), 2).tolist() == [[5, 0], [6, 7]]
   assert first.targets.num_rows == 2
   assert examples([[5]]).first(9).inputs.num_rows == 1
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 4])
+@pytest.mark.parametrize("batch_size", [4, 8])
+@pytest.mark.parametrize("lengths", [(), (1, 8)])
+def test_processes_share_every_batch(num_processes, batch_size, lengths):
+  source = examples([[2 + i] * (1 + i % 3) for i in range(11)])
+  shares = [
+    list(
+      batching.eval_batches(
+        source,
+        batch_size=batch_size,
+        feature_lengths=LENGTHS,
+        buckets=lengths,
+        process=(i, num_processes),
+      )
+    )
+    for i in range(num_processes)
+  ]
+  assert len({len(share) for share in shares}) == 1
+  for step in zip(*shares, strict=True):
+    assert len({x["encoder_input_tokens"].shape for x, _ in step}) == 1
+  pairs = [pair for share in shares for pair in share]
+  seen = {
+    int(row): int(batch["encoder_input_tokens"][i, 0])
+    for batch, rows in pairs
+    for i, row in enumerate(rows)
+  }
+  assert sum(len(rows) for _, rows in pairs) == 11
+  assert seen == {i: 2 + i for i in range(11)}

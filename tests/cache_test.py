@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import dataclasses
 import itertools
 import json
 import pathlib
@@ -53,11 +52,7 @@ print(gin.query_parameter("%LOAD_DATA").scoped_configurable_fn().name)
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Scoring:
-  postprocess_fn: object = str.upper
-  metric_fns: tuple = (len,)
-  labels: tuple = ("yes", "no")
+SCORING = task_data.Scoring(str.upper, (len,), labels=("yes", "no"))
 
 
 def examples(*rows):
@@ -73,7 +68,10 @@ def data():
     {"targets_pretokenized": b"no", "idx/query": 2**40, "score": 0.1},
   ]
   task = task_data.EvalTask(
-    "b", examples([5, 1], [8191, 1]), rows, str.upper, (len,), ("yes", "no")
+    "b",
+    examples([5, 1], [8191, 1]),
+    rows,
+    SCORING,
   )
   return task_data.TaskData(
     "mix",
@@ -89,7 +87,7 @@ def read(folder, **kwargs):
   kwargs = {
     "mixture_or_task_name": "mix",
     "feature_lengths": LENGTHS,
-    "scoring_fn": lambda name: Scoring(),
+    "scoring_fn": lambda name: SCORING,
     **kwargs,
   }
   return cache.from_cache(cache_dir=str(folder), **kwargs)

@@ -9,7 +9,7 @@ def read():
   import seqio
   import tensorflow as tf
 
-  from prompt_tuning import data
+  from prompt_tuning import data, task_data
 
   def rows(split, shuffle_files, seed=None):
     texts = ["one", "two", "three"]
@@ -36,7 +36,9 @@ def read():
     return data.from_seqio(
       mixture_or_task_name=name,
       feature_lengths={"inputs": 8, "targets": 8},
-      labels_fn=lambda name: ("one", name),
+      scoring_fn=lambda name: task_data.Scoring(
+        str, default=("num",), labels=("one", name)
+      ),
     )
 
   return call
@@ -58,5 +60,6 @@ def test_a_task_carries_its_name_and_labels(read):
   data = read("named", 3)
   assert (data.name, data.train_names) == ("named", ["named"])
   (task,) = data.eval_tasks
-  assert task.labels == ("one", "named")
+  assert task.scoring.labels == ("one", "named")
+  assert task.scoring.default == ("num",)
   assert data.vocabulary.decode(data.vocabulary.encode("three")) == "three"

@@ -55,9 +55,12 @@ def make_data(golds, labels=LABELS):
     "task",
     batching.Examples(ragged(*inputs), ragged(*targets)),
     [{"targets_pretokenized": gold.encode()} for gold in golds],
-    lambda text, **unused: text,
-    (lambda targets, predictions: {"hits": np.sum(targets == predictions)},),
-    labels,
+    task_data.Scoring(
+      lambda text, **unused: text,
+      (lambda targets, predictions: {"hits": np.sum(targets == predictions)},),
+      ("hits",),
+      tuple(labels),
+    ),
   )
   return task_data.TaskData(
     "task",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gin
-from prompt_tuning import configuration, loop, train
+from prompt_tuning import configuration, loop, prompt_files, train
 
 PROMPT = "encoder.prompt.prompt.prompt"
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
@@ -67,6 +67,26 @@ def test_a_run_leaves_what_the_original_leaves(run, tmp_path):
   assert by_step[12]["loss"] < by_step[5]["loss"]
   assert by_step[12]["learning_rate"] == pytest.approx(0.3)
   assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_the_best_prompt_is_kept_by_the_default_metric(run, tmp_path):
+  run(tmp_path, "optim.adafactor.learning_rate = 3.0")
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  scores = {
+    line["step"]: line["score"]
+    for line in map(json.loads, lines)
+    if line["split"] == "eval"
+  }
+  best = max(scores, key=lambda step: (scores[step], -step))
+  assert [x.name for x in (tmp_path / "best").glob("checkpoint_*")] == [
+    f"checkpoint_{best}"
+  ]
+  found = prompt_files.load(f"{tmp_path}/best/prompt.safetensors")
+  assert found.metadata["step"] == str(best)
+  assert float(found.metadata["score"]) == scores[best]
+  assert found.metadata["task"] == "demo_sentiment"
+  if best > 0:
+    np.testing.assert_array_equal(found.prompt, prompt(tmp_path, best))
 
 
 def test_the_same_command_gives_the_same_bits(run, tmp_path):

@@ -94,7 +94,7 @@ def test_labels_are_scored_by_accuracy_and_free_text_as_answers(read, tmp_path):
   path = tmp_path / "a.jsonl"
   path.write_text(jsonl(TRAIN))
   (task,) = read(path).eval_tasks
-  assert task.labels == ("bad", "good")
+  assert task.scoring.labels == ("bad", "good")
   scores = evaluate.score(task, ["good", "good", "nothing"])
   assert scores["accuracy"] == pytest.approx(100 / 3)
   assert scores["legal_labels"] == pytest.approx(200 / 3)

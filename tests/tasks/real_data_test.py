@@ -143,7 +143,7 @@ def test_a_cache_scores_as_seqio_does(data_dir, tmp_path, module, name):
     mixture_or_task_module=f"prompt_tuning.tasks.{module}",
     vocabulary=vocabularies.english_8k(),
     tfds_data_dir=str(data_dir),
-    labels_fn=scores.label_texts,
+    scoring_fn=scores.find_scoring,
   )
   cache.write(str(tmp_path / "cache"), ours)
   cached = cache.from_cache(

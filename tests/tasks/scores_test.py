@@ -96,7 +96,8 @@ def test_stem(name, stem):
   ],
 )
 def test_label_texts(name, texts):
-  assert scores.label_texts(name) == texts
+  found = scores.find_scoring(name)
+  assert (found.labels if found else ()) == texts
 
 
 @pytest.mark.parametrize("stem", scores.SCORINGS)
