@@ -57,7 +57,8 @@ def save(
   Args:
     manager: from `open_manager`.
     state: its step names the checkpoint.
-    metadata: anything JSON; `restore` returns it.
+    metadata: JSON with at least `base_fingerprint` and `run`; `restore`
+      compares these and returns all of it.
   """
   arrays = _flatten(state)
   described = {
@@ -79,6 +80,7 @@ def restore(
   like: trainer.TrainState,
   *,
   base_fingerprint: str,
+  run: Metadata,
 ) -> tuple[trainer.TrainState, Metadata] | None:
   """Restores the newest sound checkpoint; None if there is no checkpoint.
 
@@ -89,10 +91,12 @@ def restore(
     like: a state of the same structure, shapes and shardings.
     base_fingerprint: of the frozen parameters, which must be those that the
       checkpoint was trained on.
+    run: what must be as in the metadata's `run`, because the order of the rows
+      and the dropout of a step follow from it: they are not saved themselves.
 
   Raises:
-    ValueError: if the checkpoint belongs to another base or another partition,
-      or every checkpoint is damaged.
+    ValueError: if the checkpoint belongs to another base, partition or run, or
+      every checkpoint is damaged.
   """
   steps = sorted(manager.all_steps(), reverse=True)
   for step in steps:
@@ -108,6 +112,14 @@ def restore(
         f" (fingerprint {found}, now {base_fingerprint}): use its base or"
         " another MODEL_DIR"
       )
+    for name, value in run.items():
+      before = metadata["run"].get(name)
+      if before != value:
+        raise ValueError(
+          f"{manager.directory}/checkpoint_{step} was trained with"
+          f" {name}={before!r}, now it is {value!r}: use the same, or another"
+          " MODEL_DIR"
+        )
     return state, metadata
   if steps:
     raise ValueError(
@@ -191,7 +203,7 @@ def _read_metadata(manager: ocp.CheckpointManager, step: int) -> Metadata:
     )["metadata"]
   except Exception as error:  # Orbax raises many types.
     raise _Damaged(_first_line(error)) from error
-  wanted = {"arrays", "state_fingerprint", "base_fingerprint"}
+  wanted = {"arrays", "state_fingerprint", "base_fingerprint", "run"}
   if not isinstance(metadata, dict) or not wanted <= metadata.keys():
     raise _Damaged("its metadata are not whole")
   return metadata

@@ -6,13 +6,15 @@
 `train` is the root that the gin files of a run configure.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import functools
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
+import optax
 
 import gin
 from prompt_tuning import (
@@ -72,16 +74,13 @@ def train(
     ValueError: for whatever is wrong with the configuration or its files.
     FloatingPointError: if the loss is not finite.
   """
-  partition.labels(t5.param_shapes(model))
-  _check_base(initial_checkpoint_path, model)
-  data = _with_buckets(load_data(), config)
-  _check_vocabulary(data.vocabulary, model)
-  params, base_step = _load_base(initial_checkpoint_path, model, config)
+  data, params, base_step = _load(
+    model, partition, load_data, initial_checkpoint_path, config
+  )
   if model.prompt is not None:
     params[PROMPT] = _draw_prompt(
       initial_prompt, model, params, data.vocabulary, seed=config.seed
     )
-
   trainable, frozen = optim.split(params, partition.labels(params))
   optimizer = partition.optimizer(params)
   del params
@@ -94,7 +93,10 @@ def train(
     checkpoints.open_manager(model_dir, keep=config.checkpoint_keep) as manager,
     checkpoints.open_manager(f"{model_dir}/best", keep=1) as best_manager,
   ):
-    restored = checkpoints.restore(manager, state, base_fingerprint=base)
+    run = _identity(data, config)
+    restored = checkpoints.restore(
+      manager, state, base_fingerprint=base, run=run
+    )
     unlogged: loop.StepValues = []
     if restored is None:
       log = metrics_log.open_log(model_dir, base_step - 1)
@@ -106,52 +108,33 @@ def train(
     config_path = pathlib.Path(model_dir) / "operative_config.gin"
     config_path.write_text(gin.operative_config_str(), encoding="utf-8")
 
-    def save(state: trainer.TrainState, unlogged: loop.StepValues) -> None:
-      metadata = {"base_fingerprint": base, "unlogged": unlogged}
-      checkpoints.save(manager, state, metadata)
-      checkpoints.write_prompts(model_dir, state)
-
-    def save_best(state: trainer.TrainState, score: float) -> None:
-      metadata = {"base_fingerprint": base, "unlogged": []}
-      if checkpoints.save_best(best_manager, state, score, metadata):
-        described = {"task": data.name, "score": repr(score)}
-        _write_prompt(f"{model_dir}/best", state, frozen, described)
-
     history: list[Mapping[str, float]] = []
     evaluate_fn = _evaluate_fn(model, loss, data, config)
+    identity = {"base_fingerprint": base, "run": run}
 
     def evaluate_state(state: trainer.TrainState) -> Mapping[str, float]:
-      history.append(evaluate_fn(frozen | state.trainable))
-      if "score" in history[-1]:
-        save_best(state, history[-1]["score"])
-      return history[-1]
+      scores = evaluate_fn(frozen | state.trainable)
+      history.append(scores)
+      if "score" in scores and checkpoints.save_best(
+        best_manager, state, scores["score"], identity
+      ):
+        described = {"task": data.name, "score": repr(scores["score"])}
+        _write_prompt(f"{model_dir}/best", state, frozen, described)
+      return scores
+
+    def save(state: trainer.TrainState, unlogged: loop.StepValues) -> None:
+      checkpoints.save(manager, state, {**identity, "unlogged": unlogged})
+      checkpoints.write_prompts(model_dir, state)
 
     if config.eval_at_start and restored is None:
       scores = evaluate_state(state)
       metrics_log.write(log, base_step, "eval", scores)
       print(f"step {base_step}: {loop.format_scores(scores)}", flush=True)
-    batches = batching.train_batches(
-      data.train_sources,
-      batch_size=config.batch_size,
-      feature_lengths=data.feature_lengths,
-      seed=config.seed,
-      start_step=int(state.step) - base_step,
-      buckets=data.buckets,
-    )
-    step_fn = functools.partial(
-      trainer.train_step,
-      model=model,
-      optimizer=optimizer,
-      loss=loss,
-      num_microbatches=config.num_microbatches,
-    )
     state = loop.fit(
       state,
       frozen,
-      batches,
-      step_fn=functools.partial(
-        jax.jit(step_fn, donate_argnums=0), rng=jax.random.key(config.seed)
-      ),
+      _batches(data, config, start_step=int(state.step) - base_step),
+      step_fn=_step_fn(model, optimizer, loss, config),
       hooks=loop.Hooks(evaluate_state, save),
       log=log,
       config=config,
@@ -162,6 +145,67 @@ def train(
   if config.eval_at_start and len(history) > 1:
     print(_before_and_after(history[0], history[-1]))
   return state
+
+
+def _load(
+  model: t5.Transformer,
+  partition: optim.Partition,
+  load_data: Callable[[], task_data.TaskData],
+  initial_checkpoint_path: str | None,
+  config: loop.LoopConfig,
+) -> tuple[task_data.TaskData, trainer.Params, int]:
+  """Reads data and base, the base's step too; first whatever fails fast."""
+  partition.labels(t5.param_shapes(model))
+  _check_base(initial_checkpoint_path, model)
+  data = _with_buckets(load_data(), config)
+  _check_vocabulary(data.vocabulary, model)
+  params, base_step = _load_base(initial_checkpoint_path, model, config)
+  return data, params, base_step
+
+
+def _identity(
+  data: task_data.TaskData, config: loop.LoopConfig
+) -> dict[str, Any]:
+  """Returns what a restarted run must have in common with itself."""
+  return {
+    "MIXTURE_OR_TASK_NAME": data.name,
+    "BATCH_SIZE": config.batch_size,
+    "RANDOM_SEED": config.seed,
+    "num_buckets": config.num_buckets,
+    "num_microbatches": config.num_microbatches,
+  }
+
+
+def _batches(
+  data: task_data.TaskData, config: loop.LoopConfig, *, start_step: int
+) -> Iterator[batching.Batch]:
+  """Returns the batches from a step on, counted from that of the base."""
+  return batching.train_batches(
+    data.train_sources,
+    batch_size=config.batch_size,
+    feature_lengths=data.feature_lengths,
+    seed=config.seed,
+    start_step=start_step,
+    buckets=data.buckets,
+  )
+
+
+def _step_fn(
+  model: t5.Transformer,
+  optimizer: optax.GradientTransformation,
+  loss: losses.LossConfig,
+  config: loop.LoopConfig,
+) -> loop.StepFn:
+  """Returns the compiled `trainer.train_step` of state, frozen and batch."""
+  step_fn = functools.partial(
+    trainer.train_step,
+    model=model,
+    optimizer=optimizer,
+    loss=loss,
+    num_microbatches=config.num_microbatches,
+  )
+  rng = jax.random.key(config.seed)
+  return functools.partial(jax.jit(step_fn, donate_argnums=0), rng=rng)
 
 
 def _with_buckets(

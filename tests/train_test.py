@@ -140,6 +140,8 @@ def test_a_checkpoint_of_another_base_or_partition_is_refused(run, tmp_path):
   run(tmp_path)
   with pytest.raises(ValueError, match="was trained on another base"):
     run(tmp_path, "RANDOM_SEED = 1")
+  with pytest.raises(ValueError, match="trained with BATCH_SIZE=8, now it is"):
+    run(tmp_path, "BATCH_SIZE = 16")
   with pytest.raises(ValueError, match="with another partition, prompt or"):
     run(tmp_path, "PROMPT_REGEX = ['.*/prompt/.*', '.*relpos_bias.*']")
 
