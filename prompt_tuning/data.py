@@ -10,6 +10,7 @@ import difflib
 import importlib
 from typing import Any
 
+import jax
 import numpy as np
 import seqio
 import tensorflow as tf
@@ -50,8 +51,9 @@ def from_seqio(
       not there, a split without rows, a label that does not fit, or a
       vocabulary that is neither SentencePiece's nor bytes.
   """
-  for kind in ("GPU", "TPU"):  # TensorFlow would take their memory from JAX.
-    tf.config.set_visible_devices([], kind)
+  if jax.default_backend() != "cpu":
+    for kind in ("GPU", "TPU"):  # TensorFlow would take JAX's memory.
+      tf.config.set_visible_devices([], kind)
   if tfds_data_dir is not None:
     seqio.set_tfds_data_dir_override(tfds_data_dir)
   check_lengths(feature_lengths)
