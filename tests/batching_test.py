@@ -2,8 +2,8 @@
 import itertools
 import json
 
-from conftest import GOLDENS
 import numpy as np
+from paths import GOLDENS
 import pytest
 
 from prompt_tuning import batching

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-from conftest import GOLDENS
 import numpy as np
+from paths import GOLDENS
 import pytest
 
 from prompt_tuning import checkpoint_tool, prompt_files

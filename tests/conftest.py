@@ -2,7 +2,6 @@
 """Fixtures that more than one file of tests uses."""
 
 import os
-import pathlib
 import tempfile
 
 # Before JAX is imported anywhere: two virtual devices, no accelerator, and
@@ -17,9 +16,8 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import numpy as np
+from paths import GOLDENS
 import pytest
-
-GOLDENS = pathlib.Path(__file__).parent / "goldens"
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,11 @@
 import inspect
 import json
 
-from conftest import GOLDENS
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from paths import GOLDENS
 import pytest
 
 from prompt_tuning import optim

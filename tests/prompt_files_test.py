@@ -2,10 +2,10 @@
 import io
 import json
 
-from conftest import GOLDENS
 import jax
 import jax.numpy as jnp
 import numpy as np
+from paths import GOLDENS
 import pytest
 
 from prompt_tuning import prompt_files, prompts, t5, trainer

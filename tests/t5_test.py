@@ -159,7 +159,7 @@ def test_parameter_axes_are_those_of_t5x(prompted, golden_json):
 
 @pytest.fixture
 def golden_json():
-  from conftest import GOLDENS
+  from paths import GOLDENS
 
   return lambda name: json.loads((GOLDENS / f"{name}.json").read_text())
 

@@ -6,28 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_tuning import decoding, prompts, t5
+from prompt_tuning import decoding
 from prompt_tuning.decoding import steps
 
 PENALTIES = [0.0, 0.6, 1.0]
-
-
-@pytest.fixture
-def arrays(golden):
-  return golden("decoding")
-
-
-@pytest.fixture
-def params(arrays, tiny_params):
-  return tiny_params | {
-    "encoder/prompt/prompt/prompt": arrays["prompt"],
-    "decoder/logits_dense/kernel": arrays["logits_dense_kernel"],
-  }
-
-
-@pytest.fixture
-def model(tiny_config):
-  return t5.Transformer(tiny_config, prompts.PromptConfig(length=5))
 
 
 @pytest.fixture

@@ -7,26 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_tuning import decoding, prompts, t5, trainer
+from prompt_tuning import decoding, trainer
 from prompt_tuning.decoding import steps
-
-
-@pytest.fixture
-def arrays(golden):
-  return golden("decoding")
-
-
-@pytest.fixture
-def params(arrays, tiny_params):
-  return tiny_params | {
-    "encoder/prompt/prompt/prompt": arrays["prompt"],
-    "decoder/logits_dense/kernel": arrays["logits_dense_kernel"],
-  }
-
-
-@pytest.fixture
-def model(tiny_config):
-  return t5.Transformer(tiny_config, prompts.PromptConfig(length=5))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_tuning import decoding, prompts, t5
+from prompt_tuning import decoding
 
 # Bytes of the JSON in the golden, as rows of tokens.
 LABELS = np.array(
@@ -20,24 +20,6 @@ LABELS = np.array(
   np.int32,
 )
 NUM_TOKENS = np.array([[2, 3, 4, 6]], np.float32)
-
-
-@pytest.fixture
-def arrays(golden):
-  return golden("decoding")
-
-
-@pytest.fixture
-def params(arrays, tiny_params):
-  return tiny_params | {
-    "encoder/prompt/prompt/prompt": arrays["prompt"],
-    "decoder/logits_dense/kernel": arrays["logits_dense_kernel"],
-  }
-
-
-@pytest.fixture
-def model(tiny_config):
-  return t5.Transformer(tiny_config, prompts.PromptConfig(length=5))
 
 
 @pytest.fixture
