@@ -63,7 +63,18 @@ def cache_flags(tmp_path):
   files = ["--gin_file=gin/runs/demo.gin", "--gin_file=gin/runs/cache.gin"]
   command = [sys.executable, "-m", "prompt_tuning.cache_task", *files, cache]
   subprocess.run(command, cwd=ROOT, check=True)
-  return [files[0], "--gin_file=gin/runs/from_cache.gin", cache]
+  return [
+    "--gin_file=gin/models/tiny.gin",
+    "--gin_file=gin/prompts/from_class_labels.gin",
+    "--gin_file=gin/runs/prompt_finetune_from_cache.gin",
+    cache,
+    "--gin.MIXTURE_OR_TASK_NAME='demo_sentiment'",
+    "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 4}",
+    "--gin.CLASS_LABELS=['positive', 'negative']",
+    "--gin.INITIAL_CHECKPOINT_PATH=None",
+    "--gin.ACTIVATION_DTYPE='float32'",
+    "--gin.loop.LoopConfig.eval_at_start=True",
+  ]
 
 
 @pytest.mark.slow
