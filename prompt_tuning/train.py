@@ -155,12 +155,19 @@ def _load(
   config: loop.LoopConfig,
 ) -> tuple[task_data.TaskData, trainer.Params, int]:
   """Reads data and base, the base's step too; first whatever fails fast."""
-  partition.labels(t5.param_shapes(model))
-  _check_base(initial_checkpoint_path, model)
+  shapes = t5.param_shapes(model)
+  partition.labels(shapes)
+  # What a base must have: all parameters but the prompt.
+  target = {name: x for name, x in shapes.items() if name != PROMPT}
+  path = initial_checkpoint_path
+  if path is not None:
+    pretrained.describe(path, target)
   data = _with_buckets(load_data(), config)
   _check_vocabulary(data.vocabulary, model)
-  params, base_step = _load_base(initial_checkpoint_path, model, config)
-  return data, params, base_step
+  if path is None:
+    print("INITIAL_CHECKPOINT_PATH=None: the base has random weights")
+    return data, t5.init_params(model, seed=config.seed), 0
+  return data, *_load_base(path, target, config)
 
 
 def _identity(
@@ -245,26 +252,13 @@ def _check_vocabulary(
     )
 
 
-def _base_shapes(model: t5.Transformer) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns what a base must have: all parameters but the prompt."""
-  shapes = t5.param_shapes(model)
-  return {name: x for name, x in shapes.items() if name != PROMPT}
-
-
-def _check_base(path: str | None, model: t5.Transformer) -> None:
-  """Refuses a base that is missing or does not fit, before data is read."""
-  if path is not None:
-    pretrained.describe(path, _base_shapes(model))
-
-
 def _load_base(
-  path: str | None, model: t5.Transformer, config: loop.LoopConfig
+  path: str,
+  target: Mapping[str, jax.ShapeDtypeStruct],
+  config: loop.LoopConfig,
 ) -> tuple[trainer.Params, int]:
-  """Loads the base and its step, or draws a network with random weights."""
-  if path is None:
-    print("INITIAL_CHECKPOINT_PATH=None: the base has random weights")
-    return t5.init_params(model, seed=config.seed), 0
-  base = pretrained.load(path, _base_shapes(model))
+  """Loads the base and its step, which must lie before the last one."""
+  base = pretrained.load(path, target)
   if base.step >= config.train_steps:
     raise ValueError(
       f"TRAIN_STEPS={config.train_steps} must be above {base.step}, the step"
