@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that is killed again and again ends with the same bits."""
 
+import json
 import os
 import pathlib
 import random
@@ -46,12 +47,20 @@ def start(model_dir, *flags):
   )
 
 
-def kill_once(process, rng):
-  """Kills a run at a random moment of its training."""
-  for line in process.stdout:
-    if line.startswith(("step 0:", "continuing")):
-      break
-  time.sleep(rng.uniform(0.0, 4.0))
+def last_step(model_dir):
+  """Returns the last step in the log; -1 before there is one."""
+  path = model_dir / "metrics.jsonl"
+  lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+  whole = [line for line in lines if line.endswith("\n")]
+  return json.loads(whole[-1])["step"] if whole else -1
+
+
+def kill_once(process, model_dir, step, rng):
+  """Kills a run at a random moment after it has logged a step."""
+  while last_step(model_dir) < step:
+    assert process.poll() is None, process.stdout.read()
+    time.sleep(0.01)
+  time.sleep(rng.uniform(0.0, 0.2))
   assert process.poll() is None, "the run ended before it was killed"
   process.send_signal(signal.SIGKILL)
   process.wait()
@@ -89,8 +98,8 @@ def test_kill_minus_9_changes_no_bit(tmp_path, source, num_kills):
   assert "frozen parameters unchanged" in output, output
   rng = random.Random(num_kills)
   num_torn = 0
-  for _ in range(num_kills):
-    kill_once(start(killed, *flags), rng)
+  for step in sorted(rng.sample(range(NUM_STEPS - 300), num_kills)):
+    kill_once(start(killed, *flags), killed, step, rng)
     num_torn += any(killed.glob("*orbax-checkpoint-tmp*"))
   output, _ = start(killed, *flags).communicate()
   assert "frozen parameters unchanged" in output, output
