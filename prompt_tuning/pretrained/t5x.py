@@ -25,6 +25,8 @@ INDEX = "checkpoint"
 MAX_INDEX_BYTES = 1 << 28
 _MAX_DEPTH = 32
 _NDARRAY, _SCALAR = 1, 3  # MessagePack extension types of flax.serialization.
+# What the paths of parameters begin with: in T5X's state, and in ours.
+_PARAMS = ("target/", "trainable/")
 _INLINE_DTYPES = {
   dtype.name: dtype
   for dtype in map(
@@ -149,30 +151,35 @@ def open_msgpack(kvstore: dict[str, Any], index: bytes) -> Checkpoint:
   return Checkpoint(leaves, step)
 
 
-def _metadata_path(entry: Any) -> str:
-  """Returns the path of one entry of Orbax's `_METADATA`."""
+def _metadata_path(entry: Any) -> tuple[str, str]:
+  """Returns path and place of one entry of Orbax's `_METADATA`.
+
+  T5X's tree is nested: its keys are joined by dots. Ours is flat.
+  """
   keys = entry.get("key_metadata") if isinstance(entry, dict) else None
   if not isinstance(keys, list):
     raise ValueError("an entry has no key_metadata")
-  names = [key.get("key") if isinstance(key, dict) else None for key in keys]
-  path = "/".join(map(str, names))
+  names = [
+    str(key.get("key") if isinstance(key, dict) else None) for key in keys
+  ]
+  path = "/".join(names)
   leaves_lib.check_path(path)
-  return path
+  return path, ".".join(names)
 
 
-def _metadata_paths(metadata: dict[str, Any]) -> list[str]:
-  """Returns the paths of all arrays that `_METADATA` lists."""
+def _metadata_paths(metadata: dict[str, Any]) -> dict[str, str]:
+  """Returns path and place of all arrays that `_METADATA` lists."""
   tree = metadata.get("tree_metadata")
-  paths = list(
+  paths = dict(
     map(_metadata_path, tree.values() if isinstance(tree, dict) else ())
   )
-  if not any(path.startswith("target/") for path in paths):
+  if not any(path.startswith(_PARAMS) for path in paths):
     raise ValueError("there is no target in it")
   return paths
 
 
 def open_orbax(folder: pathlib.Path) -> Checkpoint:
-  """Opens the folder `state` of a checkpoint that T5X wrote through Orbax.
+  """Opens the folder `state` of a checkpoint through Orbax: T5X's, or ours.
 
   Raises:
     ValueError: if a file is damaged or missing.
@@ -189,17 +196,16 @@ def open_orbax(folder: pathlib.Path) -> Checkpoint:
   is_full = metadata.get("store_array_data_equal_to_fill_value") is True
   driver = "zarr3" if metadata.get("use_zarr3") is True else "zarr"
   specs = {}
-  for path in paths:
-    place = path.replace("/", ".")
+  for path, place in paths.items():
     store = _inside(kvstore, place)
     spec = zarr_arrays.zarr_spec(store, driver=driver, is_full=is_full)
     specs[path] = (place, spec)
-  step = specs.get("state/step")
+  step = specs.get("state/step") or specs.get("step")
   leaves = zarr_arrays.open_arrays(
     {
-      path.removeprefix("target/"): spec
+      path.split("/", 1)[1]: spec
       for path, spec in specs.items()
-      if path.startswith("target/")
+      if path.startswith(_PARAMS)
     }
   )
   return Checkpoint(

@@ -8,7 +8,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from prompt_tuning import pretrained
+from prompt_tuning import checkpoints, pretrained, trainer
 from prompt_tuning.pretrained import leaves, t5x, zarr_arrays
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
@@ -266,3 +266,15 @@ def test_names_that_would_leave_the_folder_are_not_written(tmp_path):
   with pytest.raises(ValueError, match="'../a' is no path of a parameter"):
     t5x.write(tmp_path, checkpoint, dtype=None)
   assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_our_own_training_is_a_base(tmp_path):
+  trained = {SCALE: jnp.arange(3.0), "token_embedder/embedding": jnp.eye(2, 3)}
+  state = trainer.TrainState(jnp.int32(7), trained, {"m": jnp.zeros(3)})
+  with checkpoints.open_manager(str(tmp_path), keep=1) as manager:
+    checkpoints.save(manager, state, {"base_fingerprint": "", "run": {}})
+  found, step = pretrained.open_checkpoint(str(tmp_path / "checkpoint_7"))
+  assert step == 7
+  assert found.keys() == trained.keys()
+  for name, leaf in found.items():
+    np.testing.assert_array_equal(read(leaf), trained[name])
