@@ -213,6 +213,8 @@ def evaluate(
   result: dict[str, float] = {}
   defaults = []
   for task in data.eval_tasks:
+    if not task.scoring.metric_fns:
+      continue
     scores = score(task, predict_texts(params, task))
     result |= {f"{task.name}/{name}": value for name, value in scores.items()}
     if task.scoring.default:

@@ -5,7 +5,7 @@
 earlier one was written to; training and evaluation cannot tell them apart.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -14,6 +14,8 @@ import numpy as np
 from prompt_tuning import batching, buckets
 from prompt_tuning import vocabulary as vocabulary_lib
 
+# `(*, batch_size, seed, start_step)` -> the batches from a step on.
+TrainBatches = Callable[..., Iterator[batching.Batch]]
 # A field of a row: text is bytes, as TensorFlow yields it.
 Row = Mapping[str, Any]
 
@@ -36,6 +38,12 @@ class Scoring:
   metric_fns: Sequence[Callable[..., Mapping[str, Any]]] = ()
   default: tuple[str, ...] = ()
   labels: tuple[str, ...] = ()
+
+
+def unscored(name: str) -> Scoring:
+  """Returns how a task is scored that has a loss alone, whatever its name."""
+  del name
+  return Scoring(lambda text, **_: text)
 
 
 class EvalTask(NamedTuple):
@@ -66,6 +74,8 @@ class TaskData(NamedTuple):
     vocabulary: the one they are written in.
     buckets: the lengths that the inputs of a batch are cut to; without, all
       have that of `feature_lengths`.
+    train_batches: makes the batches in place of `train_sources`, as for a
+      corpus, whose rows are not the same in each epoch.
   """
 
   name: str
@@ -75,10 +85,20 @@ class TaskData(NamedTuple):
   feature_lengths: Mapping[str, int]
   vocabulary: vocabulary_lib.Vocabulary
   buckets: Sequence[int] = ()
+  train_batches: TrainBatches | None = None
 
 
 def with_buckets(data: TaskData, num_buckets: int) -> TaskData:
-  """Chooses the buckets from all rows that are trained on or evaluated."""
+  """Chooses the buckets from all rows that are trained on or evaluated.
+
+  Raises:
+    ValueError: for a corpus, whose pieces have one length.
+  """
+  if data.train_batches is not None:
+    raise ValueError(
+      f"num_buckets={num_buckets}: the rows of {data.name} have one length,"
+      " set num_buckets=0"
+    )
   examples = [source for source, _ in data.train_sources]
   examples += [task.examples for task in data.eval_tasks]
   lengths = np.concatenate([x.inputs.lengths for x in examples])

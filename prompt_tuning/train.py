@@ -187,6 +187,10 @@ def _batches(
   data: task_data.TaskData, config: loop.LoopConfig, *, start_step: int
 ) -> Iterator[batching.Batch]:
   """Returns the batches from a step on, counted from that of the base."""
+  if data.train_batches is not None:
+    return data.train_batches(
+      batch_size=config.batch_size, seed=config.seed, start_step=start_step
+    )
   return batching.train_batches(
     data.train_sources,
     batch_size=config.batch_size,

@@ -19,7 +19,8 @@ from prompt_tuning import losses, optim, t5
 
 Params = dict[str, Array]
 # int32 `encoder_input_tokens [B,T]`, `decoder_input_tokens`,
-# `decoder_target_tokens` and `decoder_loss_weights` `[B,U]`.
+# `decoder_target_tokens` and `decoder_loss_weights` `[B,U]`; where rows are
+# packed, `encoder_segment_ids` and `decoder_segment_ids` too.
 Batch = Mapping[str, Num[Array, "B _"]]
 
 
@@ -63,6 +64,8 @@ def apply(
     batch["encoder_input_tokens"],
     batch["decoder_input_tokens"],
     batch["decoder_target_tokens"],
+    batch.get("encoder_segment_ids"),
+    batch.get("decoder_segment_ids"),
     enable_dropout=dropout_rng is not None,
     rngs=None if dropout_rng is None else {"dropout": dropout_rng},
   )

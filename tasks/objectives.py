@@ -21,14 +21,12 @@ from prompt_tuning.tasks import preprocessors
 import seqio
 import tensorflow as tf
 
+from prompt_tuning import corpus
+
 Lengths = Mapping[str, int]
 Row = dict[str, Any]
 Seed = Any  # Two numbers, as tf.random.stateless_uniform takes them.
 
-# Raffel et al. (2020), sec. 3.3.4; the same for BART's objectives here.
-NOISE_DENSITY = 0.15
-MEAN_SPAN_LENGTH = 3
-_NUM_SENTINELS = 100
 # Documents joined before they are cut, so that few pieces are short.
 _GROUP = 128
 
@@ -40,7 +38,7 @@ def span_corruption(
 ) -> tf.data.Dataset:
   """Replaces spans by sentinels; the targets spell them out (T5)."""
   size = output_features["targets"].vocabulary.vocab_size
-  length = _uncorrupted_length(sequence_length["inputs"])
+  length = corpus.uncorrupted_length(sequence_length["inputs"])
 
   @seqio.map_over_dataset(num_seeds=2)
   def corrupt(row: Row, seeds: Sequence[Seed]) -> Row:
@@ -66,7 +64,7 @@ def text_infilling(
   """
   size = output_features["targets"].vocabulary.vocab_size
   length = sequence_length["inputs"] - 1  # EOS.
-  _require_sentinels(length)
+  corpus.require_sentinels(length)
 
   @seqio.map_over_dataset(num_seeds=2)
   def corrupt(row: Row, seeds: Sequence[Seed]) -> Row:
@@ -87,7 +85,7 @@ def token_deletion(
   def corrupt(row: Row, seed: Seed) -> Row:
     tokens = row["targets"]
     noise = tf.random.stateless_uniform(tf.shape(tokens), seed)
-    inputs = tf.boolean_mask(tokens, noise >= NOISE_DENSITY)
+    inputs = tf.boolean_mask(tokens, noise >= corpus.NOISE_DENSITY)
     return {"inputs": inputs, "targets": tokens}
 
   return corrupt(_pieces(dataset, sequence_length["inputs"] - 1))
@@ -121,42 +119,11 @@ def _pieces(dataset: tf.data.Dataset, length: int) -> tf.data.Dataset:
   return tokens.ragged_batch(_GROUP).flat_map(cut)
 
 
-def _num_noise(length: int) -> tuple[int, int]:
-  """Returns how many tokens of a piece are noise, in how many spans."""
-  noise = min(max(round(length * NOISE_DENSITY), 1), max(length - 1, 1))
-  most = max(min(noise, length - noise), 1)
-  return noise, min(max(round(noise / MEAN_SPAN_LENGTH), 1), most)
-
-
-def _uncorrupted_length(inputs_length: int) -> int:
-  """Returns the most tokens whose corrupted inputs fit, with EOS.
-
-  For 512 it is 568, as in T5, and the targets have 114 tokens.
-  """
-  length = inputs_length
-  while True:
-    noise, spans = _num_noise(length + 1)
-    if length + 1 - noise + spans + 1 > inputs_length:
-      break
-    length += 1
-  _require_sentinels(length)
-  return length
-
-
-def _require_sentinels(length: int) -> None:
-  _, spans = _num_noise(length)
-  if spans > _NUM_SENTINELS:
-    raise ValueError(
-      f"pieces of {length} tokens have {spans} spans, but there are "
-      f"{_NUM_SENTINELS} sentinels: shorten the inputs"
-    )
-
-
 def _span_mask(
   length: tf.Tensor, max_length: int, seeds: Sequence[Seed]
 ) -> tf.Tensor:
   """Returns bool[length], True where noise is: text and noise in turn."""
-  table = tf.constant([_num_noise(n) for n in range(max_length + 1)])
+  table = tf.constant([corpus.num_noise(n) for n in range(max_length + 1)])
   noise, spans = tf.unstack(table[length])
   noise_lengths = _partition(noise, spans, seeds[0])
   text_lengths = _partition(length - noise, spans, seeds[1])

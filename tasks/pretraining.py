@@ -3,14 +3,15 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import functools
-import glob
-import gzip
-import lzma
-import pathlib
 import random
 from typing import Any
 
-from prompt_tuning.tasks import objectives, preprocessors, registration
+from prompt_tuning.tasks import (
+  objectives,
+  preprocessors,
+  registration,
+  text_files,
+)
 import seqio
 import tensorflow as tf
 
@@ -65,43 +66,16 @@ def register_text_files(stem: str, globs: Mapping[str, str]) -> None:
 
   Args:
     stem: beginning of the names, as in `<stem>_prefix_lm`.
-    globs: split -> glob of UTF-8 files, plain, .gz or .xz, one paragraph a
-      line, with an empty line between documents.
+    globs: split -> glob of files as `text_files.documents` reads them.
 
   Raises:
     ValueError: if a glob matches no file.
   """
   paths = {
-    split: sorted(glob.glob(pattern)) for split, pattern in globs.items()
+    split: text_files.find(pattern, split) for split, pattern in globs.items()
   }
-  for split, pattern in globs.items():
-    if not paths[split]:
-      raise ValueError(f"{split}: {pattern!r} matches no file")
   dataset_fn = functools.partial(_text_dataset, paths=paths)
   register(stem, seqio.FunctionDataSource(dataset_fn, splits=list(globs)))
-
-
-def documents(path: str) -> Iterator[str]:
-  """Yields the documents of a text file, their paragraphs on lines.
-
-  Raises:
-    ValueError: if the file is not UTF-8.
-  """
-  open_fns: dict[str, Callable] = {".gz": gzip.open, ".xz": lzma.open}
-  open_fn = open_fns.get(pathlib.Path(path).suffix, open)
-  paragraphs: list[str] = []
-  try:
-    with open_fn(path, "rt", encoding="utf-8") as lines:
-      for line in lines:
-        if line.strip():
-          paragraphs.append(line.strip())
-        elif paragraphs:
-          yield "\n".join(paragraphs)
-          paragraphs = []
-  except UnicodeDecodeError as error:
-    raise ValueError(f"{path} is not UTF-8: {error}") from None
-  if paragraphs:
-    yield "\n".join(paragraphs)
 
 
 def _text_dataset(
@@ -117,7 +91,7 @@ def _text_dataset(
 
   def rows() -> Iterator[dict[str, Any]]:
     for path in order:
-      for document in documents(path):
+      for document in text_files.documents(path):
         yield {"text": document}
 
   signature = {"text": tf.TensorSpec([], tf.string)}

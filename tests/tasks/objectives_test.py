@@ -4,6 +4,8 @@
 import numpy as np
 import pytest
 
+from prompt_tuning import corpus
+
 SIZE = 1000
 LENGTHS = {"inputs": 64, "targets": 64}
 
@@ -11,9 +13,10 @@ LENGTHS = {"inputs": 64, "targets": 64}
 @pytest.fixture(scope="module")
 def run():
   """Runs an objective over documents of the given lengths."""
-  from prompt_tuning.tasks import objectives
   import seqio
   import tensorflow as tf
+
+  from prompt_tuning.tasks import objectives
 
   feature = seqio.Feature(seqio.PassThroughVocabulary(SIZE))
 
@@ -76,10 +79,8 @@ def test_span_corruption_fills_the_inputs(run):
 
 
 def test_lengths_are_t5s():
-  from prompt_tuning.tasks import objectives
-
-  length = objectives._uncorrupted_length(512)
-  noise, spans = objectives._num_noise(length)
+  length = corpus.uncorrupted_length(512)
+  noise, spans = corpus.num_noise(length)
   assert (length, noise + spans + 1) == (568, 114)
 
 
@@ -129,17 +130,16 @@ def test_the_seed_decides(run, name):
 
 
 def test_more_spans_than_sentinels_are_an_error():
-  from prompt_tuning.tasks import objectives
-
   with pytest.raises(
     ValueError, match="101 spans, but there are 100 sentinels"
   ):
-    objectives._require_sentinels(2020)
+    corpus.require_sentinels(2020)
 
 
 def test_partitions_are_all_alike_likely():
-  from prompt_tuning.tasks import objectives
   import tensorflow as tf
+
+  from prompt_tuning.tasks import objectives
 
   sizes = tf.constant(4), tf.constant(3)
   parts = [

@@ -2,7 +2,6 @@
 """Objectives over local text files, through seqio."""
 
 import gzip
-import lzma
 
 import pytest
 
@@ -49,26 +48,6 @@ def test_a_text_is_read_with_any_objective(registry, objective):
     assert targets[-1] == row["inputs"].numpy()[-1] == 1
     num_first = {"span_corruption": 1, "span_corruption_sentinel": 2}
     assert targets.count(8191) == num_first.get(objective, 0)
-
-
-def test_documents_end_at_empty_lines(tmp_path):
-  from prompt_tuning.tasks import pretraining
-
-  path = tmp_path / "a.txt.xz"
-  path.write_bytes(lzma.compress(TEXT.encode()))
-  assert list(pretraining.documents(str(path))) == [
-    "A heron stood.\nIt slept.",
-    "The tide turned, and boats left.",
-  ]
-
-
-def test_text_must_be_utf_8(tmp_path):
-  from prompt_tuning.tasks import pretraining
-
-  path = tmp_path / "a.txt"
-  path.write_bytes(b"caf\xe9")
-  with pytest.raises(ValueError, match=r"a\.txt is not UTF-8: .*0xe9"):
-    list(pretraining.documents(str(path)))
 
 
 def test_a_glob_must_match():
