@@ -204,14 +204,36 @@ class RelativePositionBias(nn.Module):
       self.param_dtype,
       axes=("heads", "relpos_buckets"),
     )
-    positions = np.arange(length)
     buckets = relative_position_buckets(
-      positions[None, :] - positions[:, None],
+      np.arange(1 - length, length),
       bidirectional=self.bidirectional,
       num_buckets=self.num_buckets,
       max_distance=self.max_distance,
     )
-    return jnp.take(table.astype(self.dtype), buckets, axis=1)[None]
+    values = jnp.take(table.astype(self.dtype), buckets, axis=1)
+    return _by_relative_position(values, length)[None]
+
+
+def _by_relative_position(
+  values: Float[Array, "H _"], length: int
+) -> Float[Array, "H {length} {length}"]:
+  """Puts the value of each relative position where query and key have it.
+
+  The values of -1, 0 and 1, `a b c`, become the rows `b c` and `a b`. Equal to
+  a gather, whose gradient would add all pairs of positions to a few dozen
+  places, one after the other: half a second a step on a GPU. Here rows that
+  are one value longer than those they are reshaped to shift by one each, and
+  the gradient is a sum.
+
+  Args:
+    values: of the relative positions `1 - length` to `length - 1`.
+    length: number of positions.
+  """
+  num_heads, num_values = values.shape
+  rows = jnp.pad(values, ((0, 0), (0, 1)))[:, None]
+  rows = jnp.broadcast_to(rows, (num_heads, length, num_values + 1))
+  flat = rows.reshape(num_heads, -1)[:, : length * num_values]
+  return flat.reshape(num_heads, length, num_values)[:, :, length - 1 :]
 
 
 class Attention(nn.Module):
