@@ -7,22 +7,23 @@ a restart goes on as if there had been none; times go to TensorBoard alone.
 
 from collections.abc import Mapping
 import json
-import os
-import pathlib
 from typing import NamedTuple
 
+from etils import epath
 import tensorboardX
+
+from prompt_tuning import atomic_files
 
 
 class MetricsLog(NamedTuple):
   """Where a run writes its metrics.
 
   Attributes:
-    path: the file of JSON lines.
+    path: the file of JSON lines, on a disk or in a bucket.
     writer: the writer of TensorBoard's event files.
   """
 
-  path: pathlib.Path
+  path: epath.Path
   writer: tensorboardX.SummaryWriter
 
 
@@ -31,25 +32,21 @@ def open_log(model_dir: str, step: int) -> MetricsLog:
 
   Lines of later steps, written before a crash, are dropped.
   """
-  path = pathlib.Path(model_dir) / "metrics.jsonl"
+  path = epath.Path(model_dir) / "metrics.jsonl"
   kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-  temporary = path.with_suffix(".tmp")
-  with open(temporary, "w", encoding="utf-8") as file:
-    file.writelines(kept)
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.rename(path)
+  atomic_files.write(path, "".join(kept))
+  # It knows buckets itself.
   writer = tensorboardX.SummaryWriter(
-    str(pathlib.Path(model_dir) / "tensorboard"), purge_step=step + 1
+    str(epath.Path(model_dir) / "tensorboard"), purge_step=step + 1
   )
   return MetricsLog(path, writer)
 
 
-def _lines(path: pathlib.Path) -> list[str]:
+def _lines(path: epath.Path) -> list[str]:
   """Reads the whole lines of the file; a torn last one is left out."""
   if not path.exists():
     return []
-  lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+  lines = path.read_text().splitlines(keepends=True)
   return [line for line in lines if line.endswith("\n")]
 
 
@@ -58,8 +55,7 @@ def write(
 ) -> None:
   """Appends one line, and one scalar per value for TensorBoard."""
   line = json.dumps({"step": step, "split": split, **values})
-  with open(log.path, "a", encoding="utf-8") as file:
-    file.write(f"{line}\n")
+  atomic_files.append(log.path, f"{line}\n")
   write_scalars(log, step, split, values)
 
 

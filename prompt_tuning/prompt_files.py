@@ -7,23 +7,27 @@ Formats, recognised from the files:
   safetensors  one tensor named by T5X's path, and metadata: of which base,
                task, step and score
   PEFT         a folder with adapter_config.json, adapter_model.safetensors
+
+The MODEL_DIR of a run stands for its best prompt. All may lie in a bucket,
+`gs://...`.
 """
 
 from collections.abc import Mapping
 import io
 import json
-import os
-import pathlib
 from typing import Any, NamedTuple
 
+from etils import epath
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from prompt_tuning import fingerprint
+from prompt_tuning import atomic_files, fingerprint
 from prompt_tuning.pretrained import leaves, safetensors_files
 
 NAME = "encoder/prompt/prompt/prompt"
+# Where training puts the best prompt, in its MODEL_DIR.
+BEST = "best/prompt.safetensors"
 _PEFT_NAME = "prompt_embeddings"
 _PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -45,14 +49,16 @@ def base_id(table: Float[Array, "V D"]) -> str:
 
 
 def load(path: str) -> PromptFile:
-  """Reads a prompt in any of the formats.
+  """Reads a prompt in any of the formats, or the best one of a MODEL_DIR.
 
   Raises:
     ValueError: if there is no such file, or it holds no prompt.
   """
-  found = pathlib.Path(path)
+  found = epath.Path(path)
   if not found.exists():
     raise ValueError(f"PROMPT_FILE={path!r} does not exist")
+  if (found / BEST).exists():
+    found = found / BEST
   if found.is_dir():
     result = _load_peft(found)
   elif found.suffix == ".safetensors":
@@ -93,9 +99,9 @@ def check(
     )
 
 
-def _load_numpy(path: pathlib.Path) -> Float[np.ndarray, "..."]:
+def _load_numpy(path: epath.Path) -> Float[np.ndarray, "..."]:
   try:
-    prompt = np.load(path, allow_pickle=False)
+    prompt = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
     if not isinstance(prompt, np.ndarray):
       raise ValueError("it is an archive of several arrays")
     if prompt.dtype.str == "|V2":  # How numpy reads a bfloat16 array back.
@@ -110,7 +116,7 @@ def _load_numpy(path: pathlib.Path) -> Float[np.ndarray, "..."]:
   return prompt.astype(np.float32)
 
 
-def _load_safetensors(path: pathlib.Path, *, name: str) -> PromptFile:
+def _load_safetensors(path: epath.Path, *, name: str) -> PromptFile:
   header = safetensors_files.open_file(path)
   if name not in header.leaves:
     found = ", ".join(sorted(header.leaves)[:3]) or "nothing"
@@ -121,14 +127,17 @@ def _load_safetensors(path: pathlib.Path, *, name: str) -> PromptFile:
   return PromptFile(prompt, header.metadata)
 
 
-def _load_peft(folder: pathlib.Path) -> PromptFile:
+def _load_peft(folder: epath.Path) -> PromptFile:
   """Reads a PEFT adapter, of P rows or of P for each of two submodules.
 
   Of the latter prompt tuning uses the first P, in front of the encoder's input.
   """
-  missing = [name for name in _PEFT_FILES if not (folder / name).is_file()]
+  missing = [name for name in _PEFT_FILES if not (folder / name).exists()]
   if missing:
-    raise ValueError(f"{folder} is no PEFT adapter: it has no {missing[0]}")
+    raise ValueError(
+      f"{folder} is neither a MODEL_DIR, as it has no {BEST}, nor a PEFT"
+      f" adapter: it has no {missing[0]}"
+    )
   config = _read_peft_config(folder / _PEFT_FILES[0])
   found = _load_safetensors(folder / _PEFT_FILES[1], name=_PEFT_NAME)
   num_rows = found.prompt.shape[0]
@@ -140,7 +149,7 @@ def _load_peft(folder: pathlib.Path) -> PromptFile:
   return PromptFile(found.prompt[:length], {})
 
 
-def _read_peft_config(path: pathlib.Path) -> dict[str, Any]:
+def _read_peft_config(path: epath.Path) -> dict[str, Any]:
   try:
     config = safetensors_files.read_json(path.read_bytes())
   except ValueError as error:
@@ -172,13 +181,11 @@ def save(
   array = np.asarray(prompt, np.float32)
   if path.endswith(".safetensors"):
     leaf = leaves.from_array(NAME, array)
-    safetensors_files.write_file(
-      pathlib.Path(path), {NAME: leaf}, dict(metadata), dtype=None
-    )
+    safetensors_files.write_file(path, {NAME: leaf}, dict(metadata), dtype=None)
     return
   buffer = io.BytesIO()
   np.save(buffer, array, allow_pickle=False)
-  _write_bytes(pathlib.Path(path), buffer.getvalue())
+  atomic_files.write(path, buffer.getvalue())
 
 
 def save_peft(
@@ -205,23 +212,10 @@ def save_peft(
     "task_type": "SEQ_2_SEQ_LM",
     "token_dim": array.shape[1],
   }
-  target = pathlib.Path(folder)
-  target.mkdir(parents=True, exist_ok=True)
+  target = epath.Path(folder)
   leaf = leaves.from_array(_PEFT_NAME, array)
   safetensors_files.write_file(
     target / _PEFT_FILES[1], {_PEFT_NAME: leaf}, {}, dtype=None
   )
   text = json.dumps(config, indent=2)
-  _write_bytes(target / _PEFT_FILES[0], text.encode())
-
-
-def _write_bytes(path: pathlib.Path, data: bytes) -> None:
-  """Writes a whole file or nothing."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.tmp")
-  with open(temporary, "wb") as file:
-    file.write(data)
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.rename(path)
-  safetensors_files.sync_folder(path.parent)
+  atomic_files.write(target / _PEFT_FILES[0], text)

@@ -24,6 +24,14 @@ def test_a_numpy_file_comes_back_bit_for_bit(tmp_path, name):
   assert [x.name for x in tmp_path.iterdir()] == [name]
 
 
+def test_a_model_dir_stands_for_its_best_prompt(tmp_path):
+  path = f"{tmp_path}/best/prompt.safetensors"
+  prompt_files.save(path, PROMPT, {"step": "3"})
+  found = prompt_files.load(str(tmp_path))
+  np.testing.assert_array_equal(found.prompt, PROMPT)
+  assert found.metadata == {"step": "3"}
+
+
 def test_a_bfloat16_array_of_the_original_is_read(tmp_path):
   with open(tmp_path / "prompt", "wb") as file:
     np.save(file, PROMPT.astype(jnp.bfloat16))
@@ -105,7 +113,10 @@ def peft(folder, **config):
       r"of shape \(3,\), wanted",
     ),
     (lambda path: path.write_bytes(_npy(PROMPT / 0)), "are not finite"),
-    (lambda path: path.mkdir(), "has no adapter_config.json"),
+    (
+      lambda path: path.mkdir(),
+      "it has no best/prompt.safetensors, nor .* has no adapter_config.json",
+    ),
     (lambda path: peft(path, peft_type="LORA"), "says peft_type='LORA'"),
     (
       lambda path: peft(path, num_virtual_tokens=3),

@@ -11,11 +11,14 @@ import json
 import math
 import os
 import pathlib
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
+from etils import epath
 import ml_dtypes
 import numpy as np
 
+from prompt_tuning import atomic_files
+from prompt_tuning.atomic_files import sync_folder
 from prompt_tuning.pretrained import leaves as leaves_lib
 from prompt_tuning.pretrained.leaves import Leaf, Region
 
@@ -65,7 +68,7 @@ def read_json(text: bytes) -> dict[str, Any]:
   return value
 
 
-def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+def _read_header(file: IO[bytes], size: int) -> tuple[dict[str, Any], int]:
   """Returns the parsed header and where the data begin."""
   num_bytes = int.from_bytes(file.read(8), "little")
   if size < 8 or num_bytes > min(size - 8, _MAX_HEADER_BYTES):
@@ -74,7 +77,7 @@ def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
 
 
 def _file_leaf(
-  path: pathlib.Path,
+  path: epath.Path,
   name: str,
   shape: tuple[int, ...],
   dtype: np.dtype,
@@ -85,14 +88,16 @@ def _file_leaf(
 
   def fill(region: Region, out: np.ndarray) -> None:
     rows = (region[0], *leaves_lib.whole(shape)[1:])
-    for part in leaves_lib.row_blocks(rows, dtype.itemsize, 1):
-      block_shape = (part.stop - part.start, *shape[1:])
-      start = offset + part.start * row_bytes
-      block = np.fromfile(path, dtype, math.prod(block_shape), offset=start)
-      if block.size != math.prod(block_shape):
-        raise ValueError(f"{path} has become shorter")
-      block = block.reshape(block_shape)[(slice(None), *region[1:])]
-      out[part.start - region[0].start : part.stop - region[0].start] = block
+    with path.open("rb") as file:
+      file.seek(offset + region[0].start * row_bytes)
+      for part in leaves_lib.row_blocks(rows, dtype.itemsize, 1):
+        num_rows = part.stop - part.start
+        data = file.read(num_rows * row_bytes)
+        if len(data) != num_rows * row_bytes:
+          raise ValueError(f"{path} has become shorter")
+        block = np.frombuffer(data, dtype).reshape(num_rows, *shape[1:])
+        block = block[(slice(None), *region[1:])]
+        out[part.start - region[0].start : part.stop - region[0].start] = block
 
   return Leaf(name, shape, dtype, fill)
 
@@ -117,8 +122,8 @@ def _parse_entry(entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
   return dtype, shape, begin, end
 
 
-def _parse(path: pathlib.Path) -> Header:
-  size = path.stat().st_size
+def _parse(path: epath.Path) -> Header:
+  size = path.stat().length
   with path.open("rb") as file:
     entries, start = _read_header(file, size)
   metadata = entries.pop("__metadata__", {})
@@ -146,14 +151,14 @@ def _parse(path: pathlib.Path) -> Header:
   return Header(leaves, metadata)
 
 
-def open_file(path: pathlib.Path) -> Header:
-  """Reads the header of a file; no tensor is read yet.
+def open_file(path: epath.PathLike) -> Header:
+  """Reads the header of a file, on a disk or in a bucket; no tensor yet.
 
   Raises:
     ValueError: if the file is damaged.
   """
   try:
-    return _parse(path)
+    return _parse(epath.Path(path))
   except (ValueError, OSError) as error:
     message = f"{path} is not a sound safetensors file: {error}"
     raise ValueError(message) from error
@@ -175,7 +180,7 @@ def _layout(
 
 
 def write_file(
-  path: pathlib.Path,
+  path: epath.PathLike,
   leaves: Mapping[str, Leaf],
   metadata: Mapping[str, str],
   *,
@@ -195,30 +200,11 @@ def write_file(
   header = {"__metadata__": dict(metadata), **dict(_layout(ordered, dtypes))}
   text = json.dumps(header, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)
-  temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-  try:
-    with temporary.open("wb") as file:
-      file.write(len(text).to_bytes(8, "little") + text)
-      for name, leaf in ordered.items():
-        array = leaves_lib.read(
-          leaf, leaves_lib.whole(leaf.shape), dtypes[name]
-        )
-        file.write(array.reshape(-1).view(np.uint8).data)
-      file.flush()
-      os.fsync(file.fileno())
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
-  sync_folder(path.parent)
-
-
-def sync_folder(folder: pathlib.Path) -> None:
-  """Makes a rename inside `folder` survive a loss of power."""
-  descriptor = os.open(folder, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
+  with atomic_files.replacing(path) as file:
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name, leaf in ordered.items():
+      array = leaves_lib.read(leaf, leaves_lib.whole(leaf.shape), dtypes[name])
+      file.write(array.reshape(-1).view(np.uint8).data)
 
 
 def sync_tree(folder: pathlib.Path) -> None:
