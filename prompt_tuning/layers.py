@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of T5: projections, norm, attention, MLP, relative position bias.
+"""The parts of T5: projections, norm, attention, MLP.
 
 Parameter names, shapes, logical axes and numerics are those of T5X's example
 network, so that its checkpoints load unchanged. Kernels are 2-D, heads major
@@ -16,7 +16,6 @@ from jax import lax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
-import numpy as np
 
 Initializer = Callable[..., Array]
 
@@ -138,102 +137,6 @@ class Embed(nn.Module):
     """Scores `x` against every row, in float32: the tied logits of T5 1.0."""
     table = self.embedding.astype(jnp.float32)
     return jnp.dot(x.astype(jnp.float32), table.T)
-
-
-def relative_position_buckets(
-  relative_position: Int[np.ndarray, "*N"],
-  *,
-  bidirectional: bool,
-  num_buckets: int = 32,
-  max_distance: int = 128,
-) -> Int[np.ndarray, "*N"]:
-  """Sorts distances into T5's buckets: exact when near, logarithmic when far.
-
-  Args:
-    relative_position: key position minus query position.
-    bidirectional: keep half of the buckets for keys after the query; otherwise
-      such keys fall into bucket 0.
-    num_buckets: number of buckets.
-    max_distance: distance from which on the last bucket is used.
-  """
-  distance = -relative_position
-  offset = np.zeros_like(distance)
-  if bidirectional:
-    num_buckets //= 2
-    offset = np.where(distance < 0, num_buckets, 0)
-    distance = np.abs(distance)
-  distance = np.maximum(distance, 0)
-  num_exact = num_buckets // 2
-  # float32 with its epsilon, as T5X computes it: float64 would move the
-  # distances that lie on the boundary of two buckets.
-  ratio = distance.astype(np.float32) / num_exact + np.finfo(np.float32).eps
-  logarithmic = np.log(ratio) / np.log(max_distance / num_exact)
-  far = num_exact + (logarithmic * (num_buckets - num_exact)).astype(np.int32)
-  far = np.minimum(far, num_buckets - 1)
-  return (offset + np.where(distance < num_exact, distance, far)).astype(
-    np.int32
-  )
-
-
-class RelativePositionBias(nn.Module):
-  """One learned bias per head and bucket of relative position.
-
-  Attributes:
-    num_heads: number of heads, H.
-    bidirectional: True in an encoder, False in a decoder.
-    dtype: dtype of the result.
-    param_dtype: dtype in which the table is stored.
-  """
-
-  num_heads: int
-  bidirectional: bool
-  num_buckets: int = 32
-  max_distance: int = 128
-  dtype: DTypeLike = jnp.float32
-  param_dtype: DTypeLike = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self, length: int
-  ) -> Float[Array, "1 {self.num_heads} {length} {length}"]:
-    """Returns the bias between all pairs of `length` positions."""
-    table = partitioning.param_with_axes(
-      "rel_embedding",
-      nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
-      (self.num_heads, self.num_buckets),
-      self.param_dtype,
-      axes=("heads", "relpos_buckets"),
-    )
-    buckets = relative_position_buckets(
-      np.arange(1 - length, length),
-      bidirectional=self.bidirectional,
-      num_buckets=self.num_buckets,
-      max_distance=self.max_distance,
-    )
-    values = jnp.take(table.astype(self.dtype), buckets, axis=1)
-    return _by_relative_position(values, length)[None]
-
-
-def _by_relative_position(
-  values: Float[Array, "H _"], length: int
-) -> Float[Array, "H {length} {length}"]:
-  """Puts the value of each relative position where query and key have it.
-
-  The values of -1, 0 and 1, `a b c`, become the rows `b c` and `a b`. Equal to
-  a gather, whose gradient would add all pairs of positions to a few dozen
-  places, one after the other: half a second a step on a GPU. Here rows that
-  are one value longer than those they are reshaped to shift by one each, and
-  the gradient is a sum.
-
-  Args:
-    values: of the relative positions `1 - length` to `length - 1`.
-    length: number of positions.
-  """
-  num_heads, num_values = values.shape
-  rows = jnp.pad(values, ((0, 0), (0, 1)))[:, None]
-  rows = jnp.broadcast_to(rows, (num_heads, length, num_values + 1))
-  flat = rows.reshape(num_heads, -1)[:, : length * num_values]
-  return flat.reshape(num_heads, length, num_values)[:, :, length - 1 :]
 
 
 class Attention(nn.Module):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from prompt_tuning import layers, prompts
+from prompt_tuning import layers, prompts, relative_position
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +89,8 @@ def _mlp(config: T5Config) -> layers.MLP:
 
 def _position_bias(
   config: T5Config, *, bidirectional: bool
-) -> layers.RelativePositionBias:
-  return layers.RelativePositionBias(
+) -> relative_position.RelativePositionBias:
+  return relative_position.RelativePositionBias(
     config.num_heads,
     bidirectional=bidirectional,
     dtype=config.dtype,

@@ -2,31 +2,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from prompt_tuning import layers
-
-
-@pytest.mark.parametrize(
-  ("name", "bidirectional", "sizes"),
-  [
-    ("bidirectional_32_128", True, (32, 128)),
-    ("causal_32_128", False, (32, 128)),
-    ("bidirectional_4_8", True, (4, 8)),
-    ("causal_4_8", False, (4, 8)),
-  ],
-)
-def test_relative_position_buckets_equal_t5x(
-  golden, name, bidirectional, sizes
-):
-  arrays = golden("relative_position_buckets")
-  buckets = layers.relative_position_buckets(
-    np.asarray(arrays["relative_position"]),
-    bidirectional=bidirectional,
-    num_buckets=sizes[0],
-    max_distance=sizes[1],
-  )
-  np.testing.assert_array_equal(buckets, arrays[name])
 
 
 def test_norm_divides_by_the_root_mean_square():
