@@ -76,15 +76,30 @@ def suffix_prompt(
 
 
 def prepend_real(
-  tokens: Int[Array, "B T"], *, prompt_length: int
+  tokens: Int[Array, "B T"],
+  *,
+  prompt_length: int,
+  prompt_lengths: Int[Array, " B"] | None = None,
 ) -> Int[Array, "B {prompt_length}+T"]:
   """Prepends a 1 per prompt position, so that `> 0` still means "real".
 
   Right wherever the prompt is put: padding stays last, so that only the number
-  of real positions matters.
+  of real positions matters. With `prompt_lengths` the prompt is in front, and
+  so is its padding: a row's prompt ends where its input begins, as it does
+  alone. Three prompt positions and two tokens:
+
+      prompt_lengths [1, 3], tokens [[7, 1], [9, 0]]
+        0 0 1 7 1
+        1 1 1 9 0
   """
-  ones = jnp.ones((tokens.shape[0], prompt_length), tokens.dtype)
-  return jnp.concatenate([ones, tokens], axis=1)
+  shape = (tokens.shape[0], prompt_length)
+  if prompt_lengths is None:
+    real = jnp.ones(shape, tokens.dtype)
+  else:
+    num_empty = prompt_length - prompt_lengths[:, None]
+    is_real = jnp.arange(prompt_length)[None, :] >= num_empty
+    real = is_real.astype(tokens.dtype)
+  return jnp.concatenate([real, tokens], axis=1)
 
 
 def _prompt_rows(
@@ -110,6 +125,7 @@ def encoder_mask(
   *,
   prompt_length: int,
   visibility: tuple[str, ...] = FULL_VISIBILITY,
+  prompt_lengths: Int[Array, " B"] | None = None,
 ) -> Bool[Array, "B 1 {prompt_length}+T {prompt_length}+T"]:
   """Builds the encoder's mask, True = may attend.
 
@@ -129,8 +145,15 @@ def encoder_mask(
     visibility: what the prompt sees: "prompt->input", and "prompt->prompt" or
       "prompt->prompt;causal" (each position only those before it); the latter
       wins if both are given. Without either a position sees itself.
+    prompt_lengths: how many of the P positions, the last ones, are a row's
+      prompt; the others are padding. None: all.
   """
-  real = prepend_real(tokens, prompt_length=prompt_length) > 0
+  real = (
+    prepend_real(
+      tokens, prompt_length=prompt_length, prompt_lengths=prompt_lengths
+    )
+    > 0
+  )
   rows = _prompt_rows(real.shape[1], prompt_length, visibility)
   return (real[:, :, None] & real[:, None, :] & rows[None])[:, None]
 

@@ -58,11 +58,22 @@ class Transformer(nn.Module):
         "a prompted model cannot read packed examples: set pack=False"
       )
 
+  def _check_prompt_lengths(self, prompt_lengths: Array | None) -> None:
+    if prompt_lengths is None:
+      return
+    if self.prompt is None or self.prompt.join is not prompts.prefix_prompt:
+      raise ValueError(
+        "prompts of several lengths need a model with the prompt in front of"
+        " the input: use join=@prompts.prefix_prompt, or prompts of one length"
+      )
+
   def encode(
     self,
     encoder_input_tokens: Int[Array, "B T"],
     encoder_segment_ids: Int[Array, "B T"] | None = None,
     enable_dropout: bool = True,
+    *,
+    prompt_lengths: Int[Array, " B"] | None = None,
   ) -> Float[Array, "B S D"]:
     """Encodes the input, with the prompt if there is one.
 
@@ -71,14 +82,19 @@ class Transformer(nn.Module):
       encoder_segment_ids: which of several packed examples a position belongs
         to; the plain model only.
       enable_dropout: needs an rng named `dropout`.
+      prompt_lengths: for prompts of several lengths in a batch: how many of
+        the P positions, the last ones, are a row's prompt; the others are
+        padding. None: all.
 
     Returns:
       S is T, or P+T with a prompt.
 
     Raises:
-      ValueError: for packed examples with a prompt.
+      ValueError: for packed examples with a prompt, or for `prompt_lengths`
+        where no prompt is in front of the input.
     """
     self._check_packing(encoder_segment_ids)
+    self._check_prompt_lengths(prompt_lengths)
     tokens = encoder_input_tokens
     if self.prompt is None:
       mask = prompts.encoder_mask(tokens, prompt_length=0)
@@ -87,6 +103,7 @@ class Transformer(nn.Module):
         tokens,
         prompt_length=self.prompt.length,
         visibility=self.prompt.visibility,
+        prompt_lengths=prompt_lengths,
       )
     if encoder_segment_ids is not None:
       mask &= _same_segment(encoder_segment_ids, encoder_segment_ids)
@@ -107,6 +124,8 @@ class Transformer(nn.Module):
     enable_dropout: bool = True,
     decode: bool = False,
     max_decode_length: int | None = None,
+    *,
+    prompt_lengths: Int[Array, " B"] | None = None,
   ) -> Float[Array, "N U V"]:
     """Decodes against an encoded input.
 
@@ -124,18 +143,23 @@ class Transformer(nn.Module):
         of B. Keys and values of `encoded` stay in the collection `encoded`
         between calls, if a first call has it mutable.
       max_decode_length: length of the cache.
+      prompt_lengths: see `encode`.
 
     Returns:
       float32 logits.
 
     Raises:
-      ValueError: for packed examples with a prompt.
+      ValueError: see `encode`.
     """
     del decoder_positions
     self._check_packing(encoder_segment_ids)
-    prompt_length = 0 if self.prompt is None else self.prompt.length
+    self._check_prompt_lengths(prompt_lengths)
     encoder_real = (
-      prompts.prepend_real(encoder_input_tokens, prompt_length=prompt_length)
+      prompts.prepend_real(
+        encoder_input_tokens,
+        prompt_length=0 if self.prompt is None else self.prompt.length,
+        prompt_lengths=prompt_lengths,
+      )
       > 0
     )
     decoder_real = decoder_target_tokens > 0
@@ -173,6 +197,7 @@ class Transformer(nn.Module):
     *,
     enable_dropout: bool = True,
     decode: bool = False,
+    prompt_lengths: Int[Array, " B"] | None = None,
   ) -> Float[Array, "B U V"]:
     """Returns the float32 logits of every target position.
 
@@ -180,7 +205,10 @@ class Transformer(nn.Module):
     """
     del encoder_positions
     encoded = self.encode(
-      encoder_input_tokens, encoder_segment_ids, enable_dropout
+      encoder_input_tokens,
+      encoder_segment_ids,
+      enable_dropout,
+      prompt_lengths=prompt_lengths,
     )
     return self.decode(
       encoded,
@@ -192,6 +220,7 @@ class Transformer(nn.Module):
       decoder_positions,
       enable_dropout=enable_dropout,
       decode=decode,
+      prompt_lengths=prompt_lengths,
     )
 
 

@@ -247,3 +247,13 @@ def test_useless_settings_are_refused(kwargs, message):
 def test_a_prompt_of_another_shape_is_refused(prompted):
   with pytest.raises(ValueError, match=r"shape \(4, 32\), the model wants"):
     prompted(prompt=jnp.zeros((4, 32)))
+
+
+def test_prompts_of_several_lengths_are_padded_in_front():
+  lengths = jnp.array([1, 3])
+  tokens = jnp.array([[7, 1], [9, 0]])
+  real = prompts.prepend_real(tokens, prompt_length=3, prompt_lengths=lengths)
+  assert real.tolist() == [[0, 0, 1, 7, 1], [1, 1, 1, 9, 0]]
+  mask = prompts.encoder_mask(tokens, prompt_length=3, prompt_lengths=lengths)
+  for row, is_real in zip(mask[:, 0], real > 0, strict=True):
+    np.testing.assert_array_equal(row, is_real[:, None] & is_real[None, :])

@@ -262,3 +262,17 @@ def test_dropout_needs_an_rng_and_changes_the_logits(prompted, tiny_batch):
   first = run(0)
   np.testing.assert_array_equal(first, run(0))
   assert np.abs(first - run(1)).max() > 0.1
+
+
+@pytest.mark.parametrize(
+  "prompt", [None, prompts.PromptConfig(5, join=prompts.suffix_prompt)]
+)
+def test_prompts_of_several_lengths_need_to_be_in_front(
+  prompted, tiny_batch, prompt
+):
+  model, params, _ = prompted
+  lengths = jnp.array([5, 4, 3])
+  with pytest.raises(ValueError, match="or prompts of one length"):
+    apply(
+      model.clone(prompt=prompt), params, tiny_batch, prompt_lengths=lengths
+    )

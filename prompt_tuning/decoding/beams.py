@@ -179,6 +179,7 @@ def beam(
   params: dict[str, Array],
   encoder_input_tokens: Int[Array, "B T"],
   forced_tokens: Int[Array, "B W"] | None = None,
+  prompt_lengths: Int[Array, " B"] | None = None,
   *,
   model: t5.Transformer,
   max_decode_length: int,
@@ -193,6 +194,7 @@ def beam(
     params: all parameters, by path.
     encoder_input_tokens: 0 is padding; a row of padding alone gives zeros.
     forced_tokens: the beginning of every result; 0 is free, EOS is left out.
+    prompt_lengths: see `t5.Transformer.encode`.
     model: the network.
     max_decode_length: number of positions, U.
     config: how wide to search and how to compare lengths.
@@ -205,6 +207,7 @@ def beam(
     params,
     encoder_input_tokens,
     forced_tokens,
+    prompt_lengths,
     model=model,
     max_decode_length=max_decode_length,
     num_decodes=config.num_decodes,

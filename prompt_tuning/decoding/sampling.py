@@ -179,6 +179,7 @@ def sample(
   encoder_input_tokens: Int[Array, "B T"],
   rng: Key[Array, ""] | UInt32[Array, "2"],
   forced_tokens: Int[Array, "B W"] | None = None,
+  prompt_lengths: Int[Array, " B"] | None = None,
   *,
   model: t5.Transformer,
   max_decode_length: int,
@@ -194,6 +195,7 @@ def sample(
     encoder_input_tokens: 0 is padding; a row of padding alone gives zeros.
     rng: of all draws.
     forced_tokens: the beginning of every result; 0 is free, EOS is left out.
+    prompt_lengths: see `t5.Transformer.encode`.
     model: the network.
     max_decode_length: number of positions, U.
     config: how a token is drawn.
@@ -211,6 +213,7 @@ def sample(
     params,
     encoder_input_tokens,
     forced_tokens,
+    prompt_lengths,
     model=model,
     max_decode_length=max_decode_length,
     num_decodes=config.num_decodes,
@@ -222,6 +225,7 @@ def greedy(
   params: dict[str, Array],
   encoder_input_tokens: Int[Array, "B T"],
   forced_tokens: Int[Array, "B W"] | None = None,
+  prompt_lengths: Int[Array, " B"] | None = None,
   *,
   model: t5.Transformer,
   max_decode_length: int,
@@ -235,6 +239,7 @@ def greedy(
     params: all parameters, by path.
     encoder_input_tokens: 0 is padding.
     forced_tokens: the beginning of every result; 0 is free, EOS is left out.
+    prompt_lengths: see `t5.Transformer.encode`.
     model: the network.
     max_decode_length: number of positions, U.
 
@@ -250,6 +255,7 @@ def greedy(
     encoder_input_tokens,
     jax.random.key(0),  # Nothing is drawn.
     forced_tokens,
+    prompt_lengths,
     model=model,
     max_decode_length=max_decode_length,
     config=GREEDY,

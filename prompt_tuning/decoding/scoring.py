@@ -41,17 +41,30 @@ def target_scores(
 
 
 def score_targets(
-  params: trainer.Params, batch: trainer.Batch, *, model: t5.Transformer
+  params: trainer.Params,
+  batch: trainer.Batch,
+  prompt_lengths: Int[Array, " B"] | None = None,
+  *,
+  model: t5.Transformer,
 ) -> TargetScores:
   """Returns the log-probabilities of the targets of each row.
 
   Args:
     params: all parameters, by path.
     batch: as in training; `decoder_loss_weights` says which tokens count.
+    prompt_lengths: see `t5.Transformer.encode`.
     model: the network.
   """
-  logits = trainer.apply(model, params, batch)
   targets = batch["decoder_target_tokens"]
+  logits = model.apply(
+    {"params": traverse_util.unflatten_dict(params, sep="/")},
+    batch["encoder_input_tokens"],
+    batch["decoder_input_tokens"],
+    targets,
+    enable_dropout=False,
+    prompt_lengths=prompt_lengths,
+  )
+  assert isinstance(logits, Array)  # No collection is mutable.
   return target_scores(logits, targets, batch["decoder_loss_weights"])
 
 
@@ -59,6 +72,7 @@ def score_labels(
   params: trainer.Params,
   encoder_input_tokens: Int[Array, "B T"],
   label_tokens: Int[Array, "N U"],
+  prompt_lengths: Int[Array, " B"] | None = None,
   *,
   model: t5.Transformer,
   per_token: bool = False,
@@ -73,12 +87,15 @@ def score_labels(
     params: all parameters, by path.
     encoder_input_tokens: 0 is padding.
     label_tokens: the candidates, with EOS where it shall count; 0 is padding.
+    prompt_lengths: see `t5.Transformer.encode`.
     model: the network.
     per_token: divide by the label's number of tokens, against the advantage
       of short labels. The sum otherwise, as in T5X.
   """
   variables = {"params": traverse_util.unflatten_dict(params, sep="/")}
-  encoded = steps.encode(params, encoder_input_tokens, model=model)
+  encoded = steps.encode(
+    params, encoder_input_tokens, prompt_lengths, model=model
+  )
   batch_size = encoder_input_tokens.shape[0]
 
   def score(label: Int[Array, " U"]) -> Float[Array, " B"]:
@@ -90,6 +107,7 @@ def score_labels(
       jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1],
       targets,
       enable_dropout=False,
+      prompt_lengths=prompt_lengths,
       method=model.decode,
     )
     assert isinstance(logits, Array)  # No collection is mutable.

@@ -70,6 +70,7 @@ def check_num_decodes(num_decodes: int) -> None:
 def encode(
   params: dict[str, Array],
   encoder_input_tokens: Int[Array, "B T"],
+  prompt_lengths: Int[Array, " B"] | None = None,
   *,
   model: t5.Transformer,
 ) -> Float[Array, "B S D"]:
@@ -78,6 +79,7 @@ def encode(
     {"params": traverse_util.unflatten_dict(params, sep="/")},
     encoder_input_tokens,
     enable_dropout=False,
+    prompt_lengths=prompt_lengths,
     method=model.encode,
   )
   assert isinstance(encoded, Array)  # No collection is mutable.
@@ -88,6 +90,7 @@ def start(
   params: dict[str, Array],
   encoder_input_tokens: Int[Array, "B T"],
   forced_tokens: Int[Array, "M W"] | None,
+  prompt_lengths: Int[Array, " B"] | None = None,
   *,
   model: t5.Transformer,
   max_decode_length: int,
@@ -102,6 +105,7 @@ def start(
     params: all parameters, by path.
     encoder_input_tokens: 0 is padding; rows of padding alone have ended.
     forced_tokens: the beginning of every result; 0 is free, EOS is left out.
+    prompt_lengths: see `t5.Transformer.encode`.
     model: the network.
     max_decode_length: number of positions, U.
     num_decodes: hypotheses per row, N.
@@ -110,7 +114,7 @@ def start(
     encoder_input_tokens, forced_tokens, max_decode_length=max_decode_length
   )
   variables = {"params": traverse_util.unflatten_dict(params, sep="/")}
-  encoded = encode(params, encoder_input_tokens, model=model)
+  encoded = encode(params, encoder_input_tokens, prompt_lengths, model=model)
 
   def decode(collections: dict, tokens: Array, mutable: list[str]) -> tuple:
     return model.apply(
@@ -123,6 +127,7 @@ def start(
       decode=True,
       max_decode_length=max_decode_length,
       mutable=mutable,
+      prompt_lengths=prompt_lengths,
       method=model.decode,
     )
 
