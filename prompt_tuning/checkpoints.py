@@ -4,7 +4,8 @@
 `MODEL_DIR/checkpoint_<step>/` is an Orbax checkpoint of the trained parameters
 and their optimizer state, `MODEL_DIR/best/checkpoint_<step>/` the one with the
 best score; `MODEL_DIR/numpy_checkpoints/checkpoint_<step>/` has each prompt as
-a numpy array, where the original puts it.
+a numpy array, where the original puts it. Several trials share the first, with
+a leading axis; the others each has in its own folder.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import jax
 from jaxtyping import Array
 import orbax.checkpoint as ocp
 
-from prompt_tuning import fingerprint, prompt_files, trainer
+from prompt_tuning import fingerprint, prompt_files, trainer, trials
 
 Metadata = Mapping[str, Any]
 
@@ -38,7 +39,7 @@ def open_manager(model_dir: str, *, keep: int) -> ocp.CheckpointManager:
   )
 
 
-def _flatten(state: trainer.TrainState) -> dict[str, Array]:
+def _flatten(state: trials.State) -> dict[str, Array]:
   """Names the arrays of a state by their place in it."""
   leaves, _ = jax.tree.flatten_with_path(state)
   return {
@@ -49,7 +50,7 @@ def _flatten(state: trainer.TrainState) -> dict[str, Array]:
 
 def save(
   manager: ocp.CheckpointManager,
-  state: trainer.TrainState,
+  state: trials.State,
   metadata: Metadata,
 ) -> None:
   """Starts saving a state, with a fingerprint that shows later damage.
@@ -77,11 +78,11 @@ def save(
 
 def restore(
   manager: ocp.CheckpointManager,
-  like: trainer.TrainState,
+  like: trials.State,
   *,
   base_fingerprint: str,
   run: Metadata,
-) -> tuple[trainer.TrainState, Metadata] | None:
+) -> tuple[trials.State, Metadata] | None:
   """Restores the newest sound checkpoint; None if there is no checkpoint.
 
   A damaged one is passed over with a printed line.
@@ -101,25 +102,19 @@ def restore(
   steps = sorted(manager.all_steps(), reverse=True)
   for step in steps:
     try:
-      state, metadata = _read(manager, step, like)
+      metadata = _read_metadata(manager, step)
+      path = f"{manager.directory}/checkpoint_{step}"
+      _check_run(path, metadata["run"], run)
+      state = _read(manager, step, like, metadata)
     except _Damaged as error:
       print(f"checkpoint_{step} is damaged and not used: {error}", flush=True)
       continue
     found = metadata["base_fingerprint"]
     if found != base_fingerprint:
       raise ValueError(
-        f"{manager.directory}/checkpoint_{step} was trained on another base"
-        f" (fingerprint {found}, now {base_fingerprint}): use its base or"
-        " another MODEL_DIR"
+        f"{path} was trained on another base (fingerprint {found}, now"
+        f" {base_fingerprint}): use its base or another MODEL_DIR"
       )
-    for name, value in run.items():
-      before = metadata["run"].get(name)
-      if before != value:
-        raise ValueError(
-          f"{manager.directory}/checkpoint_{step} was trained with"
-          f" {name}={before!r}, now it is {value!r}: use the same, or another"
-          " MODEL_DIR"
-        )
     return state, metadata
   if steps:
     raise ValueError(
@@ -127,6 +122,16 @@ def restore(
       " MODEL_DIR, or delete them to start again"
     )
   return None
+
+
+def _check_run(path: str, before: Metadata, now: Metadata) -> None:
+  """Refuses a checkpoint of another run, by the first difference."""
+  for name in {**now, **before}:
+    if before.get(name) != now.get(name):
+      raise ValueError(
+        f"{path} was trained with {name}={before.get(name)!r}, now it is"
+        f" {now.get(name)!r}: use the same, or another MODEL_DIR"
+      )
 
 
 def save_best(
@@ -169,11 +174,13 @@ class _Damaged(Exception):
 
 
 def _read(
-  manager: ocp.CheckpointManager, step: int, like: trainer.TrainState
-) -> tuple[trainer.TrainState, Metadata]:
+  manager: ocp.CheckpointManager,
+  step: int,
+  like: trials.State,
+  metadata: Metadata,
+) -> trials.State:
   """Reads one checkpoint and compares it with its fingerprint."""
   arrays = _flatten(like)
-  metadata = _read_metadata(manager, step)
   found = {name: tuple(x) for name, x in metadata["arrays"].items()}
   wanted = {name: x.shape for name, x in arrays.items()}
   if found != wanted:
@@ -192,7 +199,7 @@ def _read(
   if fingerprint.fingerprint(restored) != metadata["state_fingerprint"]:
     raise _Damaged("its fingerprint does not match")
   leaves = [restored[name] for name in arrays]
-  return jax.tree.unflatten(jax.tree.structure(like), leaves), metadata
+  return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _read_metadata(manager: ocp.CheckpointManager, step: int) -> Metadata:

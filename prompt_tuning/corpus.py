@@ -88,7 +88,7 @@ def with_objective(
     ],
     dict(feature_lengths),
     documents.vocabulary,
-    train_batches=functools.partial(
+    batches_fn=functools.partial(
       train_batches, tokens, length, objective, vocab_size=size
     ),
   )
@@ -223,9 +223,12 @@ def packed_prefix_lm(
     rng: of the cuts.
   """
   num_rows, length = len(pieces) // 2, pieces.shape[1]
-  names = ("encoder_input_tokens", "encoder_segment_ids")
-  names += ("decoder_input_tokens", "decoder_target_tokens")
-  names += ("decoder_segment_ids", "decoder_loss_weights")
+  names = [
+    f"{side}_{name}"
+    for side in ("encoder", "decoder")
+    for name in ("input_tokens", "segment_ids")
+  ]
+  names += ["decoder_target_tokens", "decoder_loss_weights"]
   batch = {name: np.ones((num_rows, length + 2), np.int32) for name in names}
   cuts = rng.integers(1, length, num_rows).tolist()
   for row, i in enumerate(cuts):

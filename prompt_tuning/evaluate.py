@@ -6,18 +6,20 @@ classification, the label that it finds likeliest.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import itertools
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import jax
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Float, Int
 import numpy as np
+import tqdm
 
 from prompt_tuning import (
   batching,
-  decoding,
+  degenerate_texts,
+  ensembles,
   losses,
   t5,
   task_data,
@@ -30,8 +32,30 @@ from prompt_tuning import (
 # The first sentinel has the last id; the tasks `sentinel_...` have it in front.
 _SENTINEL = "<extra_id_0>"
 
-PredictFn = Callable[[trainer.Params, batching.Batch], Array]
-# All parameters and a task -> the predicted text of each row.
+# An array with one row per input, or a tuple of them.
+_Results = TypeVar("_Results")
+
+
+class Predictions(NamedTuple):
+  """What a model answers to the rows of a task, in order.
+
+  Attributes:
+    texts: the answers.
+    scores: their log-probabilities.
+    label_scores: in rank classification those of every label; None if texts
+      are generated.
+  """
+
+  texts: Sequence[str]
+  scores: Float[np.ndarray, " R"]
+  label_scores: Float[np.ndarray, "R N"] | None
+
+
+# All parameters and a task -> the predictions with each of their prompts.
+PredictTaskFn = Callable[
+  [trainer.Params, task_data.EvalTask], Sequence[Predictions]
+]
+# All parameters, with one prompt at most, and a task -> its predicted texts.
 TextsFn = Callable[[trainer.Params, task_data.EvalTask], Sequence[str]]
 
 
@@ -44,7 +68,27 @@ def texts_fn(
 ) -> TextsFn:
   """Returns what predicts a text for every row of a task.
 
-  In the mode "rank" a task without labels is generated all the same.
+  See `predict_task_fn`.
+  """
+  predict_task = predict_task_fn(model, data, mode=mode, batch_size=batch_size)
+  return lambda params, task: predict_task(params, task)[0].texts
+
+
+def predict_task_fn(
+  model: t5.Transformer,
+  data: task_data.TaskData,
+  *,
+  mode: str,
+  batch_size: int,
+) -> PredictTaskFn:
+  """Returns what predicts every row of a task, under all prompts in one pass.
+
+  Args:
+    model: the network.
+    data: the tasks.
+    mode: "generation", or "rank" for the likeliest label; then a task without
+      labels is generated all the same.
+    batch_size: rows that the network reads at once: inputs times prompts.
 
   Raises:
     ValueError: for "rank" if no task has labels.
@@ -57,44 +101,65 @@ def texts_fn(
       f"EVAL_MODE='rank' needs a task with labels, found {names or 'no task'}:"
       " choose EVAL_MODE='generation'"
     )
-  predict = functools.partial(
-    predict_rows,
-    batch_size=batch_size,
-    feature_lengths=data.feature_lengths,
-    buckets=data.buckets,
-  )
-  generate = greedy_predict_fn(model, data.feature_lengths)
-  rank = jax.jit(functools.partial(decoding.score_labels, model=model))
-
-  def texts(params: trainer.Params, task: task_data.EvalTask) -> Sequence[str]:
-    if mode == "rank" and task.scoring.labels:
-      candidates = label_tokens(task.scoring.labels, data.vocabulary)
-      rank_batch = lambda params, batch: rank(
-        params, batch["encoder_input_tokens"], candidates
-      )
-      scores = predict(task.examples, params, rank_batch)
-      return [task.scoring.labels[i] for i in np.argmax(scores, axis=1)]
-    tokens = predict(task.examples, params, generate)
-    return [data.vocabulary.decode(row) for row in tokens.tolist()]
-
-  return texts
-
-
-def greedy_predict_fn(
-  model: t5.Transformer, feature_lengths: Mapping[str, int]
-) -> PredictFn:
-  """Returns a compiled function `(params, batch) -> int32[B, U]`."""
-
-  @jax.jit
-  def predict(params: trainer.Params, inputs: Int[Array, "B T"]) -> Array:
-    return decoding.greedy(
-      params,
-      inputs,
+  rank = jax.jit(functools.partial(ensembles.score_labels, model=model))
+  generate = jax.jit(
+    functools.partial(
+      ensembles.generate,
       model=model,
-      max_decode_length=feature_lengths["targets"],
+      max_decode_length=data.feature_lengths["targets"],
     )
+  )
 
-  return lambda params, batch: predict(params, batch["encoder_input_tokens"])
+  def predict_task(
+    params: trainer.Params, task: task_data.EvalTask
+  ) -> Sequence[Predictions]:
+    num_prompts = ensembles.num_prompts(params)
+    predict = functools.partial(
+      predict_rows,
+      task.examples,
+      batch_size=batch_size // num_prompts,
+      feature_lengths=data.feature_lengths,
+      buckets=data.buckets,
+      title=task.name,
+    )
+    labels = task.scoring.labels
+    if mode == "rank" and labels:
+      candidates = label_tokens(labels, data.vocabulary)
+      scores = predict(
+        lambda batch: rank(params, batch["encoder_input_tokens"], candidates)
+      )
+      return [_ranked(labels, scores[:, i]) for i in range(num_prompts)]
+    tokens, scores = predict(
+      lambda batch: generate(params, batch["encoder_input_tokens"])
+    )
+    texts = [
+      [data.vocabulary.decode(row) for row in tokens[:, i].tolist()]
+      for i in range(num_prompts)
+    ]
+    return [Predictions(x, scores[:, i], None) for i, x in enumerate(texts)]
+
+  return predict_task
+
+
+def _ranked(
+  labels: Sequence[str], label_scores: Float[np.ndarray, "R N"]
+) -> Predictions:
+  """Predicts the label with the highest score; the first of several."""
+  best = np.argmax(label_scores, axis=1)
+  texts = [labels[i] for i in best]
+  return Predictions(texts, np.max(label_scores, axis=1), label_scores)
+
+
+def check_vocabulary(
+  vocabulary: vocabulary_lib.Vocabulary, model: t5.Transformer
+) -> None:
+  """Refuses a vocabulary with ids beyond the model's embedding table."""
+  size = model.config.vocab_size
+  if vocabulary.size > size:
+    raise ValueError(
+      f"the vocabulary has {vocabulary.size} ids, the model's embedding table"
+      f" {size} rows: choose VOCABULARY or the model to fit"
+    )
 
 
 def label_tokens(
@@ -116,26 +181,60 @@ def label_tokens(
 
 def predict_rows(
   examples: batching.Examples,
-  params: trainer.Params,
-  predict_fn: PredictFn,
+  predict_fn: Callable[[batching.Batch], _Results],
   *,
   batch_size: int,
   feature_lengths: Mapping[str, int],
   buckets: Sequence[int] = (),
-) -> Shaped[np.ndarray, "N _"]:
-  """Predicts every row once, in order, and nothing for those that fill up."""
+  title: str = "rows",
+) -> _Results:
+  """Predicts every row once, in order, and nothing for those that fill up.
+
+  Args:
+    examples: the rows.
+    predict_fn: a batch -> arrays of the device with a row for each of its rows.
+    batch_size: see `batching.eval_batches`, as for the next two.
+    feature_lengths: how long the rows are.
+    buckets: how long those of a batch may be.
+    title: of the progress bar.
+
+  Returns:
+    The arrays, with all rows.
+  """
   batches = batching.eval_batches(
     examples,
     batch_size=batch_size,
     feature_lengths=feature_lengths,
     buckets=buckets,
   )
-  # Dispatched before the first is read, so that the device never waits.
-  pairs = [(predict_fn(params, batch), rows) for batch, rows in batches]
-  found = np.concatenate([jax.device_get(x)[: len(rows)] for x, rows in pairs])
-  in_order = np.empty_like(found)
-  in_order[np.concatenate([rows for _, rows in pairs])] = found
-  return in_order
+  num_rows = examples.inputs.num_rows
+  found, order = [], []
+  with tqdm.tqdm(
+    desc=title, total=num_rows, unit="row", disable=None, leave=False
+  ) as bar:
+    for results, rows in _one_ahead(batches, predict_fn):
+      found.append(results)
+      order.append(rows)
+      bar.update(len(rows))
+  # The rows that fill the last batch up stand behind all others.
+  back = np.argsort(np.concatenate(order))
+  return jax.tree.map(lambda *x: np.concatenate(x)[back], *found)
+
+
+def _one_ahead(
+  batches: Iterator[tuple[batching.Batch, Int[np.ndarray, " R"]]],
+  predict_fn: Callable[[batching.Batch], _Results],
+) -> Iterator[tuple[_Results, Int[np.ndarray, " R"]]]:
+  """Yields what is predicted, on the host, with the numbers of the rows.
+
+  The next batch is dispatched before one is read: the device never waits.
+  """
+  running = ((predict_fn(batch), rows) for batch, rows in batches)
+  previous = next(running)
+  for current in running:
+    yield jax.device_get(previous[0]), previous[1]
+    previous = current
+  yield jax.device_get(previous[0]), previous[1]
 
 
 def score(
@@ -161,6 +260,10 @@ def score(
   labels = task.scoring.labels
   if labels:
     scores |= label_statistics(golds, predictions, labels=labels)
+    sources = [row.get("inputs_pretokenized", b"") for row in task.rows]
+    scores |= degenerate_texts.shares(
+      [text.decode() for text in sources], predictions, labels=labels
+    )
   return scores
 
 
@@ -205,17 +308,27 @@ def label_statistics(
 def evaluate(
   data: task_data.TaskData, params: trainer.Params, predict_texts: TextsFn
 ) -> dict[str, float]:
+  """Returns the metrics of every task that has some; see `score_all`."""
+  tasks = [task for task in data.eval_tasks if task.scoring.metric_fns]
+  return score_all(tasks, [predict_texts(params, task) for task in tasks])
+
+
+def score_all(
+  tasks: Sequence[task_data.EvalTask], texts: Sequence[Sequence[str]]
+) -> dict[str, float]:
   """Returns the metrics of every task as `task/metric -> value`.
 
   And as "score" what a checkpoint is selected by: the mean over the tasks that
   have default metrics, of the mean of these (Lester et al., 2021, sec. 3.1).
+
+  Args:
+    tasks: with or without default metrics.
+    texts: the predictions of each.
   """
   result: dict[str, float] = {}
   defaults = []
-  for task in data.eval_tasks:
-    if not task.scoring.metric_fns:
-      continue
-    scores = score(task, predict_texts(params, task))
+  for task, predictions in zip(tasks, texts, strict=True):
+    scores = score(task, predictions)
     result |= {f"{task.name}/{name}": value for name, value in scores.items()}
     if task.scoring.default:
       defaults.append(np.mean([scores[x] for x in task.scoring.default]))

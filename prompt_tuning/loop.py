@@ -14,10 +14,10 @@ import jax
 import numpy as np
 import tqdm
 
-from prompt_tuning import batching, metrics_log, trainer
+from prompt_tuning import batching, metrics_log, trainer, trials
 
-StepFn = Callable[..., tuple[trainer.TrainState, trainer.StepMetrics]]
-# One list a step: the values of its metrics, in order.
+StepFn = Callable[..., tuple[trials.State, trainer.StepMetrics]]
+# The values of the metrics of a step, in order: one list a trial.
 StepValues = list[list[float]]
 
 
@@ -35,13 +35,17 @@ class LoopConfig:
     eval_mode: "generation", or "rank" for the likeliest label of each task
       that has labels.
     eval_at_start: evaluate before the first step too.
+    probe_base: look before the first step whether the base knows the inputs at
+      all, which the prompt doctor goes by; compiles four more programs.
     checkpoint_period: steps between checkpoints.
     checkpoint_keep: how many of the newest checkpoints stay.
     log_period: steps whose metrics are averaged to one line of the log.
     num_microbatches: see `trainer.train_step`.
     num_buckets: how many lengths the inputs of a batch may have, chosen from
       the data; 0 for one length alone, that of TASK_FEATURE_LENGTHS.
-    seed: of the prompt's initial value, the order of the rows and dropout.
+    seed: of the prompt's initial value, the order of the rows and dropout,
+      unless `sweep` has seeds; and of a base with random weights.
+    sweep: the trials, if there are several.
 
   Raises:
     ValueError: for a number below 1 where there must be one, an unknown mode,
@@ -54,12 +58,14 @@ class LoopConfig:
   eval_steps: int = 20
   eval_mode: str = "generation"
   eval_at_start: bool = False
+  probe_base: bool = False
   checkpoint_period: int = 1000
   checkpoint_keep: int = 2
   log_period: int = 100
   num_microbatches: int = 1
   num_buckets: int = 0
   seed: int = 0
+  sweep: trials.Sweep = trials.Sweep()
 
   def __post_init__(self) -> None:
     for name in (
@@ -93,55 +99,61 @@ class Hooks(NamedTuple):
   """What the loop calls.
 
   Attributes:
-    evaluate: called with a state; returns metrics by name.
+    evaluate: called with a state; writes its metrics down, and returns them
+      as a text for the screen.
     save: called with a state and the values of the steps that no line of the
       log has yet.
   """
 
-  evaluate: Callable[[trainer.TrainState], Mapping[str, float]]
-  save: Callable[[trainer.TrainState, StepValues], None]
+  evaluate: Callable[[trials.State], str]
+  save: Callable[[trials.State, Sequence[StepValues]], None]
 
 
-def summarize(values: StepValues) -> dict[str, float]:
-  """Averages the metrics of some steps, under T5X's names.
+def summarize(values: Sequence[Sequence[float]]) -> dict[str, float]:
+  """Averages the metrics of some steps of a trial, under T5X's names.
 
   Sums over a batch are averaged over the steps; accuracy and the loss per
   token are averages over all tokens.
+
+  Args:
+    values: the values of `trainer.StepMetrics` of each step, in order.
   """
-  totals = np.sum(np.array(values, np.float64), axis=0)
-  loss, z_loss, num_correct, weights, num_real, grad_norm, rate = totals
+  totals = np.sum(np.array(values, np.float64), axis=0).tolist()
+  loss, z_loss, num_correct, weights, num_real, *others = totals
   num_steps = len(values)
-  return {
+  result = {
     "loss": loss / num_steps,
     "cross_ent_loss": (loss - z_loss) / num_steps,
     "z_loss": z_loss / num_steps,
     "loss_per_nonpadding_target_token": loss / max(num_real, 1.0),
     "accuracy": num_correct / max(weights, 1.0),
-    "grad_norm": grad_norm / num_steps,
-    "learning_rate": rate / num_steps,
   }
+  for name, total in zip(trainer.StepMetrics._fields[1:], others, strict=True):
+    result[name] = total / num_steps
+  return result
 
 
 def fit(
-  state: trainer.TrainState,
+  state: trials.State,
   frozen: trainer.Params,
   batches: Iterator[batching.Batch],
   *,
   step_fn: StepFn,
   hooks: Hooks,
-  log: metrics_log.MetricsLog,
+  logs: Mapping[str, metrics_log.MetricsLog],
   config: LoopConfig,
-  unlogged: Sequence[Sequence[float]] = (),
-) -> trainer.TrainState:
+  unlogged: Sequence[StepValues] = (),
+) -> trials.State:
   """Trains until `config.train_steps`, or until SIGTERM has been received.
 
   Args:
     state: where to start; its arrays are used up.
     frozen: the parameters that are not trained.
     batches: from the state's step on.
-    step_fn: the compiled `trainer.train_step` of state, frozen and batch.
+    step_fn: the compiled `trainer.train_step` or `trials.train_step` of state,
+      frozen and batch.
     hooks: evaluation and saving.
-    log: where metrics go.
+    logs: where metrics go: the log of each trial, by its name.
     config: how long, how often.
     unlogged: what `hooks.save` was given with this state.
 
@@ -149,11 +161,14 @@ def fit(
     The last state, which has been saved.
 
   Raises:
-    FloatingPointError: if the loss is not finite.
+    FloatingPointError: if the loss is not finite, of the last trial that was
+      left.
   """
-  values: StepValues = [list(row) for row in unlogged]
+  values = list(unlogged)
   running: list[trainer.StepMetrics] = []
   step = saved_step = int(state.step)
+  stopped_at = trials.stopped_at(state)
+  left = [x for x, at in zip(logs, stopped_at, strict=True) if at < 0]
   bar = tqdm.tqdm(
     initial=step,
     total=config.train_steps,
@@ -165,14 +180,12 @@ def fit(
 
   def collect() -> None:
     """Waits for the running steps and takes their metrics."""
-    rows = [
-      [float(x) for x in jax.tree.leaves(metrics)]
-      for metrics in jax.device_get(running)
-    ]
+    rows = [_rows(metrics) for metrics in jax.device_get(running)]
     running.clear()
     for row_step, row in enumerate(rows, step - len(rows) + 1):
-      if not math.isfinite(row[0]):
-        raise FloatingPointError(_diverged(row[0], row_step))
+      losses = {name: x[0] for name, x in zip(logs, row, strict=True)}
+      for line in _stop_diverged(left, losses, row_step):
+        bar.write(line)
     values.extend(rows)
 
   with _sigterm() as stopped, bar:
@@ -187,20 +200,15 @@ def fit(
       is_last = step == config.train_steps
       if step % config.log_period == 0 or is_last:
         collect()
-        averages = summarize(values)
-        values.clear()
-        metrics_log.write(log, step, "train", averages)
         seconds = time.monotonic() - started
         speed = (step - started_step) / seconds
-        metrics_log.write_scalars(
-          log, step, "timing", {"steps_per_second": speed}
-        )
+        averages = _log_averages(logs, step, values, speed)
+        values.clear()
         started, started_step = time.monotonic(), step
         _report(bar, step, averages, speed, config)
       if step % config.eval_period == 0 or is_last:
-        scores = hooks.evaluate(state)
-        metrics_log.write(log, step, "eval", scores)
-        bar.write(f"step {step}: {format_scores(scores)}")
+        collect()
+        bar.write(f"step {step}: {hooks.evaluate(state)}")
       if step % config.checkpoint_period == 0 or is_last:
         collect()
         hooks.save(state, values)
@@ -212,9 +220,32 @@ def fit(
   return state
 
 
+def _rows(metrics: trainer.StepMetrics) -> StepValues:
+  """Lists the metrics of a step by trial."""
+  columns = [np.atleast_1d(x).tolist() for x in jax.tree.leaves(metrics)]
+  return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _log_averages(
+  logs: Mapping[str, metrics_log.MetricsLog],
+  step: int,
+  values: Sequence[StepValues],
+  speed: float,
+) -> list[dict[str, float]]:
+  """Averages the metrics of the trials that go on, and writes them down."""
+  result = []
+  for log, *rows in zip(logs.values(), *values, strict=True):
+    if math.isfinite(rows[-1][0]):
+      result.append(summarize(rows))
+      metrics_log.write(log, step, "train", result[-1])
+      timing = {"steps_per_second": speed}
+      metrics_log.write_scalars(log, step, "timing", timing)
+  return result
+
+
 def is_shown(name: str) -> bool:
-  """Tells whether a metric is for the screen too: counts of labels are not."""
-  return "/labels/" not in name
+  """Tells whether a metric is for the screen too: counts of texts are not."""
+  return "/labels/" not in name and "/outputs/" not in name
 
 
 def format_scores(scores: Mapping[str, float]) -> str:
@@ -227,13 +258,14 @@ def format_scores(scores: Mapping[str, float]) -> str:
 def _report(
   bar: tqdm.tqdm,
   step: int,
-  averages: Mapping[str, float],
+  averages: Sequence[Mapping[str, float]],
   speed: float,
   config: LoopConfig,
 ) -> None:
-  """Shows the loss in the bar or, where there is none, on a line."""
-  loss = averages["loss_per_nonpadding_target_token"]
-  accuracy = averages["accuracy"]
+  """Shows the mean loss in the bar or, where there is none, on a line."""
+  mean = lambda name: float(np.mean([x[name] for x in averages]))
+  loss = mean("loss_per_nonpadding_target_token")
+  accuracy = mean("accuracy")
   if not bar.disable:
     bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}")
     return
@@ -245,7 +277,33 @@ def _report(
   )
 
 
-def _diverged(loss: float, step: int) -> str:
+def _stop_diverged(
+  left: list[str], losses: Mapping[str, float], step: int
+) -> list[str]:
+  """Takes the trials whose loss is not finite out of those that are left.
+
+  Args:
+    left: names of trials, some of which are removed.
+    losses: of all trials at a step.
+    step: which.
+
+  Returns:
+    A line for the screen of each that is removed.
+
+  Raises:
+    FloatingPointError: if none would be left.
+  """
+  diverged = [name for name in left if not math.isfinite(losses[name])]
+  if diverged == left:
+    raise FloatingPointError(_advice(losses[left[-1]], step))
+  for name in diverged:
+    left.remove(name)
+  return [
+    f"{name} is stopped: {_advice(losses[name], step)}" for name in diverged
+  ]
+
+
+def _advice(loss: float, step: int) -> str:
   return (
     f"the loss is {loss} at step {step}: try a lower learning rate or a"
     " warm-up (optim.learning_rate_schedule), or ACTIVATION_DTYPE='float32'"

@@ -16,7 +16,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Num
+from jaxtyping import Array, Float, Num
+import numpy as np
 import optax
 
 Rule = tuple[Sequence[str], optax.GradientTransformation]
@@ -142,6 +143,61 @@ def current_learning_rate(opt_state: optax.OptState) -> Array:
     opt_state, "learning_rate", filtering=lambda _, x: isinstance(x, jax.Array)
   )
   return jnp.float32(rates[0][1] if rates else jnp.nan)
+
+
+def with_learning_rate(
+  opt_state: optax.OptState, learning_rate: float
+) -> optax.OptState:
+  """Replaces the constant learning rate that a fresh state holds.
+
+  Raises:
+    ValueError: unless it holds just one, and no schedule.
+  """
+  rates = optax.tree.get_all_with_path(opt_state, "learning_rate")
+  if len(rates) != 1:
+    raise ValueError(
+      "LEARNING_RATES needs an optimizer with one constant learning rate: bind"
+      " a number, no schedule, to optim.adafactor.learning_rate of one rule"
+    )
+  return optax.tree.set(opt_state, learning_rate=jnp.float32(learning_rate))
+
+
+def clipped_share(
+  grads: Mapping[str, Array], opt_state: optax.OptState
+) -> Float[Array, ""]:
+  """Returns which share of the parameters Adafactor has clipped in a step.
+
+  That is, whose gradient over the root of its second moment has a root mean
+  square above 1 (see `adafactor`).
+
+  Args:
+    grads: of the step.
+    opt_state: after the step; NaN is returned if it is not Adafactor's.
+  """
+  moments = optax.tree.get_all_with_path(opt_state, "FactoredState")
+  is_clipped = [
+    jnp.mean(jnp.square(grads[name]) / _second_moment(state, name, grads)) > 1
+    for _, state in moments
+    for name, x in state.v.items()
+    if isinstance(x, jax.Array)  # And no parameter of another rule.
+  ]
+  if not is_clipped:
+    return jnp.float32(jnp.nan)
+  return jnp.mean(jnp.stack(is_clipped), dtype=jnp.float32)
+
+
+def _second_moment(
+  state: optax.FactoredState, name: str, grads: Mapping[str, Array]
+) -> Array:
+  """Puts a factored second moment together; returns another as it is."""
+  shape = grads[name].shape
+  if state.v[name].shape == shape:
+    return state.v[name]
+  # The two longest axes, as optax chooses them.
+  column_axis, row_axis = np.argsort(shape)[-2:].tolist()
+  row = jnp.expand_dims(state.v_row[name], row_axis)
+  column = jnp.expand_dims(state.v_col[name], column_axis)
+  return row * column / jnp.mean(row, axis=column_axis, keepdims=True)
 
 
 def _shrink(rate: float) -> optax.GradientTransformation:

@@ -15,7 +15,7 @@ from prompt_tuning import batching, buckets
 from prompt_tuning import vocabulary as vocabulary_lib
 
 # `(*, batch_size, seed, start_step)` -> the batches from a step on.
-TrainBatches = Callable[..., Iterator[batching.Batch]]
+BatchesFn = Callable[..., Iterator[batching.Batch]]
 # A field of a row: text is bytes, as TensorFlow yields it.
 Row = Mapping[str, Any]
 
@@ -74,7 +74,7 @@ class TaskData(NamedTuple):
     vocabulary: the one they are written in.
     buckets: the lengths that the inputs of a batch are cut to; without, all
       have that of `feature_lengths`.
-    train_batches: makes the batches in place of `train_sources`, as for a
+    batches_fn: makes the batches in place of `train_sources`, as for a
       corpus, whose rows are not the same in each epoch.
   """
 
@@ -85,7 +85,25 @@ class TaskData(NamedTuple):
   feature_lengths: Mapping[str, int]
   vocabulary: vocabulary_lib.Vocabulary
   buckets: Sequence[int] = ()
-  train_batches: TrainBatches | None = None
+  batches_fn: BatchesFn | None = None
+
+
+def train_batches(
+  data: TaskData, *, batch_size: int, seed: int, start_step: int
+) -> Iterator[batching.Batch]:
+  """Yields the batches from `start_step` on; see `batching.train_batches`."""
+  if data.batches_fn is not None:
+    return data.batches_fn(
+      batch_size=batch_size, seed=seed, start_step=start_step
+    )
+  return batching.train_batches(
+    data.train_sources,
+    batch_size=batch_size,
+    feature_lengths=data.feature_lengths,
+    seed=seed,
+    start_step=start_step,
+    buckets=data.buckets,
+  )
 
 
 def with_buckets(data: TaskData, num_buckets: int) -> TaskData:
@@ -94,7 +112,7 @@ def with_buckets(data: TaskData, num_buckets: int) -> TaskData:
   Raises:
     ValueError: for a corpus, whose pieces have one length.
   """
-  if data.train_batches is not None:
+  if data.batches_fn is not None:
     raise ValueError(
       f"num_buckets={num_buckets}: the rows of {data.name} have one length,"
       " set num_buckets=0"

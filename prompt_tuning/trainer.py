@@ -7,6 +7,7 @@ differentiated, has optimizer state and is saved.
 """
 
 from collections.abc import Mapping
+import math
 from typing import NamedTuple
 
 from flax import traverse_util
@@ -45,11 +46,18 @@ class StepMetrics(NamedTuple):
     sums: sums over the target tokens of the batch.
     grad_norm: global norm of the gradient.
     learning_rate: of the first rule of the partition; NaN if it has none.
+    grad_rms: root mean square of the gradient's elements.
+    trainable_rms: that of what is trained, after the step.
+    clipped: share of the trained parameters whose update Adafactor has
+      clipped; NaN for another optimizer.
   """
 
   sums: losses.LossSums
   grad_norm: Float[Array, ""]
   learning_rate: Float[Array, ""]
+  grad_rms: Float[Array, ""]
+  trainable_rms: Float[Array, ""]
+  clipped: Float[Array, ""]
 
 
 def apply(
@@ -134,8 +142,14 @@ def train_step(
     (grads, sums), _ = jax.lax.scan(add_microbatch, zeros, (microbatches, rngs))
   updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
   trainable = optax.apply_updates(state.trainable, updates)
+  norm, num_elements = optax.tree.norm, optax.tree.size(trainable)
   metrics = StepMetrics(
-    sums, optax.tree.norm(grads), optim.current_learning_rate(opt_state)
+    sums,
+    grad_norm=norm(grads),
+    learning_rate=optim.current_learning_rate(opt_state),
+    grad_rms=norm(grads) / math.sqrt(num_elements),
+    trainable_rms=norm(trainable) / math.sqrt(num_elements),
+    clipped=optim.clipped_share(grads, opt_state),
   )
   return TrainState(state.step + 1, trainable, opt_state), metrics
 

@@ -40,7 +40,7 @@ def made(objective, lengths, **kwargs):
 
 def take(data, num_steps, **kwargs):
   settings = {"batch_size": 4, "seed": 3, **kwargs}
-  return list(itertools.islice(data.train_batches(**settings), num_steps))
+  return list(itertools.islice(data.batches_fn(**settings), num_steps))
 
 
 def test_span_corruption_loses_no_token():

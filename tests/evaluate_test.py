@@ -184,12 +184,9 @@ def test_every_row_has_one_prediction_in_order(buckets):
   rows = ragged(*[[10 + i] * n for i, n in enumerate([3, 1, 4, 2, 1])])
   found = evaluate.predict_rows(
     batching.Examples(rows, rows),
-    {},
-    lambda params, batch: jnp.max(batch["encoder_input_tokens"], axis=1)[
-      :, None
-    ],
+    lambda batch: (jnp.max(batch["encoder_input_tokens"], axis=1),) * 2,
     batch_size=2,
     feature_lengths={"inputs": 4, "targets": 4},
     buckets=buckets,
   )
-  assert found.tolist() == [[10], [11], [12], [13], [14]]
+  assert [x.tolist() for x in found] == [[10, 11, 12, 13, 14]] * 2

@@ -18,20 +18,12 @@ NUM_STEPS = 3000
 PROMPT = (
   f"numpy_checkpoints/checkpoint_{NUM_STEPS}/encoder.prompt.prompt.prompt"
 )
+TINY_RUN = "--gin_file=tests/tiny_run.gin"
 FLAGS = (
-  "--gin.t5.T5Config.num_encoder_layers=1",
-  "--gin.t5.T5Config.num_decoder_layers=1",
-  "--gin.t5.T5Config.emb_dim=16",
-  "--gin.t5.T5Config.mlp_dim=32",
-  "--gin.DROPOUT_RATE=0.1",
-  "--gin.PROMPT_LENGTH=3",
-  "--gin.BATCH_SIZE=8",
   f"--gin.TRAIN_STEPS={NUM_STEPS}",
   "--gin.EVAL_PERIOD=300",
-  "--gin.EVAL_STEPS=1",
   "--gin.loop.LoopConfig.checkpoint_period=15",
   "--gin.loop.LoopConfig.log_period=20",
-  "--gin.loop.LoopConfig.num_microbatches=2",
 )
 
 
@@ -39,7 +31,7 @@ def start(model_dir, *flags):
   command = [sys.executable, "-m", "prompt_tuning.train"]
   model_flag = f"--gin.MODEL_DIR='{model_dir}'"
   return subprocess.Popen(
-    [*command, *FLAGS, *flags, model_flag],
+    [*command, *flags, *FLAGS, model_flag],
     cwd=ROOT,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
@@ -49,7 +41,8 @@ def start(model_dir, *flags):
 
 def last_step(model_dir):
   """Returns the last step in the log; -1 before there is one."""
-  path = model_dir / "metrics.jsonl"
+  trial = model_dir / "trials" / "seed_0"
+  path = (trial if trial.exists() else model_dir) / "metrics.jsonl"
   lines = path.read_text().splitlines(keepends=True) if path.exists() else []
   whole = [line for line in lines if line.endswith("\n")]
   return json.loads(whole[-1])["step"] if whole else -1
@@ -69,9 +62,10 @@ def kill_once(process, model_dir, step, rng):
 def cache_flags(tmp_path):
   """Writes the cache of the demo's task; returns the flags that read it."""
   cache = f"--gin.CACHE_DIR='{tmp_path}/cache'"
-  files = ["--gin_file=gin/runs/demo.gin", "--gin_file=gin/runs/cache.gin"]
+  files = [TINY_RUN, "--gin_file=gin/runs/cache.gin", "--gin.MODEL_DIR=None"]
   command = [sys.executable, "-m", "prompt_tuning.cache_task", *files, cache]
   subprocess.run(command, cwd=ROOT, check=True)
+  # Without seqio, which takes long to import.
   return [
     "--gin_file=gin/models/tiny.gin",
     "--gin_file=gin/prompts/from_class_labels.gin",
@@ -82,17 +76,25 @@ def cache_flags(tmp_path):
     "--gin.CLASS_LABELS=['positive', 'negative']",
     "--gin.INITIAL_CHECKPOINT_PATH=None",
     "--gin.ACTIVATION_DTYPE='float32'",
+    "--gin.PROMPT_LENGTH=3",
+    "--gin.BATCH_SIZE=8",
+    "--gin.EVAL_STEPS=1",
     "--gin.loop.LoopConfig.eval_at_start=True",
+    "--gin.t5.T5Config.emb_dim=16",
   ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("source", "num_kills"), [("seqio", 3), ("cache", 25)])
+@pytest.mark.parametrize(
+  ("source", "num_kills"), [("seqio", 3), ("cache", 25), ("trials", 3)]
+)
 def test_kill_minus_9_changes_no_bit(tmp_path, source, num_kills):
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tmp_path}/compiled")
-  flags = ["--gin_file=gin/runs/demo.gin"]
+  flags = [TINY_RUN]
   if source == "cache":
     flags = cache_flags(tmp_path)
+  elif source == "trials":
+    flags.append("--gin.SEEDS=(0, 1)")
   straight, killed = tmp_path / "straight", tmp_path / "killed"
   output, _ = start(straight, *flags).communicate()
   assert "frozen parameters unchanged" in output, output
@@ -104,7 +106,10 @@ def test_kill_minus_9_changes_no_bit(tmp_path, source, num_kills):
   output, _ = start(killed, *flags).communicate()
   assert "frozen parameters unchanged" in output, output
   print(f"{num_kills} kills, {num_torn} of them while saving")
-  for name in ("metrics.jsonl", PROMPT):
+  logs = [x.relative_to(straight) for x in straight.rglob("metrics.jsonl")]
+  prompts = [x.relative_to(straight) for x in straight.glob(f"**/{PROMPT}")]
+  assert (len(logs), len(prompts)) == ((3, 2) if source == "trials" else (1, 1))
+  for name in (*logs, *prompts):
     same = (straight / name).read_bytes() == (killed / name).read_bytes()
     assert same, name
-  assert np.load(killed / PROMPT).shape == (3, 16)
+  assert np.load(killed / prompts[0]).shape == (3, 16)

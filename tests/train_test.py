@@ -12,20 +12,7 @@ from prompt_tuning import configuration, loop, prompt_files, train
 
 PROMPT = "encoder.prompt.prompt.prompt"
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
-TINY = (
-  "t5.T5Config.num_encoder_layers = 1",
-  "t5.T5Config.num_decoder_layers = 1",
-  "t5.T5Config.emb_dim = 16",
-  "t5.T5Config.mlp_dim = 32",
-  "DROPOUT_RATE = 0.1",
-  "PROMPT_LENGTH = 3",
-  "BATCH_SIZE = 8",
-  "TRAIN_STEPS = 12",
-  "EVAL_PERIOD = 4",
-  "EVAL_STEPS = 1",
-  "loop.LoopConfig.log_period = 5",
-  "loop.LoopConfig.num_microbatches = 2",
-)
+TINY_RUN = "tests/tiny_run.gin"
 
 
 @pytest.fixture
@@ -34,9 +21,8 @@ def run(capsys):
 
   def call(model_dir, *bindings):
     gin.clear_config()
-    bindings = (*TINY, f"MODEL_DIR = '{model_dir}'", *bindings)
-    files = ("gin/runs/demo.gin",)
-    configuration.load(configuration.Flags(files, bindings, ()))
+    bindings = (f"MODEL_DIR = '{model_dir}'", *bindings)
+    configuration.load(configuration.Flags((TINY_RUN,), bindings, ()))
     gin.get_configurable(train.train)()
     return capsys.readouterr().out
 
@@ -139,6 +125,8 @@ def test_a_finished_run_does_not_train_again(run, tmp_path):
 def test_a_checkpoint_of_another_base_or_partition_is_refused(run, tmp_path):
   run(tmp_path)
   with pytest.raises(ValueError, match="was trained on another base"):
+    run(tmp_path, "t5.T5Config.num_heads = 2", "t5.T5Config.head_dim = 32")
+  with pytest.raises(ValueError, match="with RANDOM_SEED=0, now it is 1"):
     run(tmp_path, "RANDOM_SEED = 1")
   with pytest.raises(ValueError, match="trained with BATCH_SIZE=8, now it is"):
     run(tmp_path, "BATCH_SIZE = 16")
@@ -173,13 +161,11 @@ def test_all_parameters_can_be_trained(run, tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice(
   monkeypatch, tmp_path, capsys
 ):
-  bindings = [f"--gin.{binding}" for binding in TINY]
   monkeypatch.setattr(
     "sys.argv",
     [
       "train",
-      "--gin_file=gin/runs/demo.gin",
-      *bindings,
+      f"--gin_file={TINY_RUN}",
       f"--gin.MODEL_DIR='{tmp_path}'",
       "--gin.optim.adafactor.learning_rate=1e39",  # Infinite in float32.
     ],
@@ -250,10 +236,11 @@ def test_metrics_of_some_steps_are_averaged_as_in_t5x(golden):
   loss, z_loss = float(expected["loss"]), float(expected["z_loss"])
   correct = float(expected["accuracy"]) * weights
   rows = [
-    [loss, z_loss, c, w, w, 1.0, 0.3]
+    [loss, z_loss, c, w, w, 1.0, 0.3, 0.1, 0.2, 1.0]
     for c, w in zip(correct, weights, strict=True)
   ]
   summary = loop.summarize([[float(x) for x in row] for row in rows])
+  assert summary["trainable_rms"] == pytest.approx(0.2)
   for name in (
     "loss",
     "z_loss",

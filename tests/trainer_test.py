@@ -213,28 +213,45 @@ def test_loss_falls_on_a_fixed_problem(model, params, tiny_batch):
   assert min(loss) < 50
 
 
-def test_many_prompts_train_at_once_against_one_frozen_model(
-  model, params, tiny_batch
-):
-  state, frozen, optimizer = start(params, partition())
-  other = state._replace(
-    trainable=jax.tree.map(lambda x: x + 0.5, state.trainable)
-  )
-  step_fn = jitted_step(model, optimizer)
-  stacked = jax.tree.map(lambda *x: jnp.stack(x), state, other)
-  batches = jax.tree.map(lambda x: jnp.stack([x, x[::-1]]), tiny_batch)
-  rngs = jax.random.split(jax.random.key(0), 2)
-  many, _ = jax.vmap(step_fn, in_axes=(0, None, 0, 0))(
-    stacked, frozen, batches, rngs
-  )
-  for i, single in enumerate((state, other)):
-    batch = jax.tree.map(lambda x, i=i: x[i], batches)
-    expected, _ = step_fn(single, frozen, batch, rngs[i])
-    np.testing.assert_allclose(
-      many.trainable[PROMPT][i], expected.trainable[PROMPT], atol=1e-4
-    )
-
-
 def test_an_sgd_partition_has_no_learning_rate_to_report():
   state = optax.sgd(0.1).init({"x": jnp.ones(())})
   assert np.isnan(optim.current_learning_rate(state))
+
+
+@pytest.mark.parametrize("min_dim", [128, 4], ids=["whole", "factored"])
+def test_clipping_is_told_from_the_second_moment(min_dim):
+  """The share agrees with optax's own scaled update, before it is clipped."""
+  params = {"a": jnp.zeros((5, 6)), "b": jnp.zeros((6, 5)), "c": jnp.zeros(7)}
+  scale = optax.scale_by_factored_rms(min_dim_size_to_factor=min_dim)
+  optimizer = optim.adafactor(min_dim_size_to_factor=min_dim)
+  state, scale_state = optimizer.init(params), scale.init(params)
+  shares = []
+  for i, factor in enumerate([1.0, 0.1, 3.0]):
+    rng = np.random.default_rng(i)
+    grads = {
+      name: jnp.float32(
+        rng.normal(size=x.shape) * (factor if name != "c" else 1 / factor)
+      )
+      for name, x in params.items()
+    }
+    scaled, scale_state = scale.update(grads, scale_state, params)
+    _, state = optimizer.update(grads, state, params)
+    expected = np.mean([float(jnp.mean(x**2)) > 1 for x in scaled.values()])
+    shares.append(float(optim.clipped_share(grads, state)))
+    assert shares[-1] == pytest.approx(expected)
+  assert len(set(shares)) > 1
+
+
+def test_a_step_reports_root_mean_squares(model, params, tiny_batch):
+  state, frozen, optimizer = start(params, partition())
+  step_fn = jitted_step(model, optimizer)
+  new, metrics = step_fn(state, frozen, tiny_batch, jax.random.key(0))
+  prompt = np.asarray(new.trainable[PROMPT])
+  np.testing.assert_allclose(
+    metrics.trainable_rms, np.sqrt(np.mean(prompt**2)), rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    metrics.grad_rms, metrics.grad_norm / np.sqrt(prompt.size), rtol=1e-6
+  )
+  sgd = optax.sgd(0.1).init(state.trainable)
+  assert np.isnan(optim.clipped_share(state.trainable, sgd))

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times a training command of K prompts against K commands of one prompt.
+
+    python benchmarks/many_prompts.py
+
+T5 1.1 small with random weights, float32, dropout 0.1, prompt 20, batch 4, 64
+input and 8 target tokens, as in train_step.py. Both train 200 steps and then
+evaluate 32 rows. Peak memory is that of a process; the time of a step is that
+of the last half of the steps.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parents[1]
+FLAGS = (
+  "--gin_file=gin/models/t5_1_1_small.gin",
+  "--gin_file=gin/prompts/random_uniform.gin",
+  "--gin_file=gin/runs/prompt_finetune.gin",
+  "--gin_file=gin/runs/own_data.gin",
+  "--gin.VOCABULARY=@vocabularies.english_8k()",
+  "--gin.INPUT_TEMPLATE='{text}'",
+  "--gin.LABELS=['yes', 'no']",
+  "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 8}",
+  "--gin.INITIAL_CHECKPOINT_PATH=None",
+  "--gin.ACTIVATION_DTYPE='float32'",
+  "--gin.PROMPT_LENGTH=20",
+  "--gin.BATCH_SIZE=4",
+)
+
+
+def write_rows(path: pathlib.Path, num_rows: int) -> None:
+  """Writes rows of more than 64 tokens."""
+  rng = random.Random(num_rows)
+  words = ["river", "stone", "light", "music", "paper", "garden", "window"]
+  with open(path, "w", encoding="utf-8") as file:
+    for _ in range(num_rows):
+      text = " ".join(rng.choices(words, k=80))
+      row = {"text": text, "label": rng.choice(["yes", "no"])}
+      file.write(f"{json.dumps(row)}\n")
+
+
+def measure(folder: pathlib.Path, seeds: str, num_steps: int) -> list[float]:
+  """Runs a training command: wall, processor and step seconds, peak MiB."""
+  flags = (
+    f"--gin.MODEL_DIR='{folder}/{seeds}'",
+    f"--gin.TRAIN_FILE='{folder}/train.jsonl'",
+    f"--gin.VALIDATION_FILE='{folder}/validation.jsonl'",
+    f"--gin.SEEDS=({seeds},)",
+    f"--gin.TRAIN_STEPS={num_steps}",
+    f"--gin.EVAL_PERIOD={num_steps}",
+    f"--gin.loop.LoopConfig.log_period={num_steps // 2}",
+  )
+  command = [sys.executable, "-m", "prompt_tuning.train", *FLAGS, *flags]
+  started = time.monotonic()
+  with open(folder / "output", "w+", encoding="utf-8") as output:
+    process = subprocess.Popen(
+      command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - started
+    output.seek(0)
+    text = output.read()
+  if status:
+    sys.exit(text)
+  speed = float(re.findall(r"([\d.]+) steps/s", text)[-1])
+  processor = usage.ru_utime + usage.ru_stime
+  return [seconds, processor, 1 / speed, usage.ru_maxrss / 1024]
+
+
+def main() -> None:
+  """Prints a line a command, and the ratios of their sums."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--trials", type=int, default=3)
+  parser.add_argument("--steps", type=int, default=200)
+  args = parser.parse_args()
+  title = (
+    "{:<10} wall {:7.1f} s  processor {:7.1f} s  step {:6.3f} s  {:6.0f} MiB"
+  )
+  alone = []
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    write_rows(folder / "train.jsonl", 1000)
+    write_rows(folder / "validation.jsonl", 32)
+    seeds = [str(seed) for seed in range(args.trials)]
+    together = measure(folder, ", ".join(seeds), args.steps)
+    print(title.format("together", *together), flush=True)
+    for seed in seeds:
+      alone.append(measure(folder, seed, args.steps))
+      print(title.format(f"seed {seed}", *alone[-1]), flush=True)
+  sums = [sum(x) for x in zip(*alone, strict=True)]
+  names = ("wall", "processor", "step")
+  for name, one, many in zip(names, together, sums, strict=False):
+    print(f"{name}: together {one / many:.2f} of {args.trials} commands")
+
+
+if __name__ == "__main__":
+  main()

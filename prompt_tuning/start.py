@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a run starts: its data, its base, and the first state of each trial."""
+
+from collections.abc import Callable, Mapping, Sequence
+import inspect
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+import optax
+
+from prompt_tuning import (
+  batching,
+  evaluate,
+  loop,
+  optim,
+  pretrained,
+  prompt_files,
+  t5,
+  task_data,
+  trainer,
+  trials,
+)
+from prompt_tuning import (
+  vocabulary as vocabulary_lib,
+)
+
+PROMPT = prompt_files.NAME
+
+LoadData = Callable[..., task_data.TaskData]
+
+
+def load(
+  model: t5.Transformer,
+  partition: optim.Partition,
+  load_data: LoadData,
+  initial_checkpoint_path: str | None,
+  *,
+  all_trials: Sequence[trials.Trial],
+  config: loop.LoopConfig,
+) -> tuple[list[task_data.TaskData], trainer.Params, int]:
+  """Reads the data of each trial, the base and its step.
+
+  First whatever fails fast. The parameters are all but the prompt.
+  """
+  shapes = t5.param_shapes(model)
+  partition.labels(shapes)
+  # What a base must have: all parameters but the prompt.
+  target = {name: x for name, x in shapes.items() if name != PROMPT}
+  path = initial_checkpoint_path
+  if path is not None:
+    pretrained.describe(path, target)
+  data = _load_data(load_data, all_trials, config)
+  for trial_data in data:
+    evaluate.check_vocabulary(trial_data.vocabulary, model)
+  if path is None:
+    print("INITIAL_CHECKPOINT_PATH=None: the base has random weights")
+    params = t5.init_params(model, seed=config.seed)
+    params.pop(PROMPT, None)
+    return data, params, 0
+  return data, *_load_base(path, target, config)
+
+
+def _load_data(
+  load_data: LoadData,
+  all_trials: Sequence[trials.Trial],
+  config: loop.LoopConfig,
+) -> list[task_data.TaskData]:
+  """Reads the data of each trial, every task once."""
+  if config.num_buckets and len(all_trials) > 1:
+    raise ValueError(
+      f"num_buckets={config.num_buckets} needs one trial, found"
+      f" {len(all_trials)}, whose batches must have one length: set"
+      " LoopConfig.num_buckets to 0"
+    )
+  tasks = dict.fromkeys(trial.task for trial in all_trials)
+  argument = "mixture_or_task_name"
+  if tasks.keys() != {None} and argument not in (
+    inspect.signature(load_data).parameters
+  ):
+    raise ValueError(
+      f"MIXTURE_OR_TASK_NAME={list(tasks)} must be one name: LOAD_DATA reads no"
+      " other task than its own"
+    )
+  by_task = {
+    task: load_data() if task is None else load_data(**{argument: task})
+    for task in tasks
+  }
+  return [_with_buckets(by_task[trial.task], config) for trial in all_trials]
+
+
+def first_states(
+  params: trainer.Params,
+  *,
+  data: Sequence[task_data.TaskData],
+  all_trials: Sequence[trials.Trial],
+  model: t5.Transformer,
+  partition: optim.Partition,
+  step: int,
+) -> tuple[trials.State, trainer.Params, optax.GradientTransformation]:
+  """Draws the prompts, splits the parameters and initialises the optimizer.
+
+  Args:
+    params: the base, without the prompt.
+    data: of each trial.
+    all_trials: which there are.
+    model: the network.
+    partition: which parameters are trained, by which optimizer.
+    step: that of the base.
+
+  Returns:
+    The first state, the frozen parameters and the optimizer, the latter two
+    of all trials.
+  """
+  states = []
+  for trial, trial_data in zip(all_trials, data, strict=True):
+    prompt = {}
+    if model.prompt is not None:
+      prompt[PROMPT] = _draw_prompt(trial, model, params, trial_data.vocabulary)
+    labels = partition.labels(params | prompt)
+    trainable, frozen = optim.split(params | prompt, labels)
+    optimizer = partition.optimizer(params | prompt)
+    opt_state = optimizer.init(trainable)
+    if trial.learning_rate is not None:
+      opt_state = optim.with_learning_rate(opt_state, trial.learning_rate)
+    states.append(trainer.TrainState(jnp.int32(step), trainable, opt_state))
+  if PROMPT in frozen and len(all_trials) > 1:
+    raise ValueError(
+      f"{len(all_trials)} trials need prompts that are trained: let the"
+      f" partition match /{PROMPT}"
+    )
+  return trials.stack(states), frozen, optimizer
+
+
+def _with_buckets(
+  data: task_data.TaskData, config: loop.LoopConfig
+) -> task_data.TaskData:
+  """Chooses the buckets, if they are wanted, and says what they save."""
+  if not config.num_buckets:
+    return data
+  result = task_data.with_buckets(data, config.num_buckets)
+  before, after = (
+    batching.padding_share(
+      data.train_sources,
+      batch_size=config.batch_size,
+      feature_lengths=data.feature_lengths,
+      seed=config.seed,
+      buckets=buckets,
+    )
+    for buckets in ((), result.buckets)
+  )
+  lengths = ", ".join(map(str, result.buckets))
+  print(
+    f"buckets of inputs: {lengths}; padding {before:.1%} -> {after:.1%}",
+    flush=True,
+  )
+  return result
+
+
+def _load_base(
+  path: str,
+  target: Mapping[str, jax.ShapeDtypeStruct],
+  config: loop.LoopConfig,
+) -> tuple[trainer.Params, int]:
+  """Loads the base and its step, which must lie before the last one."""
+  base = pretrained.load(path, target)
+  if base.step >= config.train_steps:
+    raise ValueError(
+      f"TRAIN_STEPS={config.train_steps} must be above {base.step}, the step"
+      " of the base, from which steps are counted"
+    )
+  return base.params, base.step
+
+
+def _draw_prompt(
+  trial: trials.Trial,
+  model: t5.Transformer,
+  params: trainer.Params,
+  vocabulary: vocabulary_lib.Vocabulary,
+) -> Array:
+  """Draws the initial value of a prompt."""
+  if trial.initial_prompt is None or model.prompt is None:
+    raise ValueError(
+      "the model has a prompt, which needs an initial value: add a file of"
+      " gin/prompts, such as --gin_file=gin/prompts/from_class_labels.gin"
+    )
+  # 0 is dropout's.
+  rng = jax.random.fold_in(jax.random.key(trial.seed), 1)
+  table = params["token_embedder/embedding"]
+  return trial.initial_prompt(
+    rng, model.prompt.length, table, vocabulary.encode
+  )
+
+
+def parameter_table(state: trials.State, frozen: trainer.Params) -> str:
+  """Lists what a trial trains, and counts it beside what is frozen."""
+  states = trials.unstack(state)
+  assert states[0] is not None  # None has stopped before the first step.
+  trainable = states[0].trainable
+  count = lambda params: sum(x.size for x in params.values())
+  num_trained, num_frozen = count(trainable), count(frozen)
+  share = num_trained / (num_trained + num_frozen)
+  rows = [
+    f"trainable  {num_trained:>14,}  {share:.4%}",
+    f"frozen     {num_frozen:>14,}  {1 - share:.4%}",
+  ]
+  names = list(trainable)
+  rows += [f"  {name} {tuple(trainable[name].shape)}" for name in names[:5]]
+  if len(names) > 5:
+    rows.append(f"  and {len(names) - 5} more")
+  if len(states) > 1:
+    rows.append(f"{len(states)} trials at once, of as many parameters each")
+  return "\n".join(rows)
