@@ -37,8 +37,16 @@ class Flags:
   search_paths: Sequence[str]
 
 
-def parse_flags(program: str, argv: Sequence[str]) -> Flags:
-  """Parses a command line; ends the program if it is malformed."""
+def parse_flags(
+  program: str, argv: Sequence[str], *, default_file: str | None = None
+) -> Flags:
+  """Parses a command line; ends the program if it is malformed.
+
+  Args:
+    program: its name, for messages.
+    argv: the command line behind it.
+    default_file: the gin file if none is given; None: one has to be.
+  """
   parser = argparse.ArgumentParser(prog=program, allow_abbrev=False)
   parser.add_argument(
     "--gin_file",
@@ -68,7 +76,9 @@ def parse_flags(program: str, argv: Sequence[str]) -> Flags:
   if known.tfds_data_dir is not None:
     bindings.append(f"data.from_seqio.tfds_data_dir = {known.tfds_data_dir!r}")
   if not known.gin_file:
-    parser.error("--gin_file is required, such as gin/runs/demo.gin")
+    if default_file is None:
+      parser.error("--gin_file is required, such as gin/runs/demo.gin")
+    known.gin_file = [default_file]
   paths = [path.strip("'\" ") for path in known.gin_search_paths.split(",")]
   return Flags(known.gin_file, bindings, [path for path in paths if path])
 
@@ -167,7 +177,7 @@ def _is_users_mistake(error: ValueError) -> bool:
   )
 
 
-def run(root: str) -> None:
+def run(root: str, *, default_file: str | None = None) -> None:
   """Parses `sys.argv`, then calls the function at a Python path.
 
   Exits with code 2 and one sentence for a user's mistake, and with 1 if the
@@ -175,10 +185,14 @@ def run(root: str) -> None:
 
   Args:
     root: path of the function, such as "prompt_tuning.train.train".
+    default_file: see `parse_flags`.
   """
   module, name = root.rsplit(".", 1)
   try:
-    load(parse_flags(f"python -m {module}", sys.argv[1:]))
+    flags = parse_flags(
+      f"python -m {module}", sys.argv[1:], default_file=default_file
+    )
+    load(flags)
     function = getattr(importlib.import_module(module), name)
     gin.get_configurable(function)()
   except ValueError as error:

@@ -5,7 +5,7 @@ The sentences are made from hand-written words by a seeded script. A sentence
 of the validation split never has a telling word of the train split.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 import itertools
 import random
 
@@ -32,26 +32,46 @@ _FRAMES = (
   "everyone said {subject} was {word}",
   "in the end {subject} proved {word}",
 )
-_WORDS: Mapping[str, Mapping[str, Sequence[str]]] = {
+_WORDS: Mapping[str, Mapping[str, str]] = {
   "train": {
-    "positive": ("beautiful", "delightful", "happy", "excellent", "charming"),
-    "negative": ("terrible", "miserable", "ugly", "dreadful", "horrible"),
+    "positive": (
+      "beautiful delightful happy excellent charming pleasant good fine "
+      "splendid brilliant perfect cheerful sweet magnificent noble bright "
+      "admirable agreeable comfortable successful elegant exquisite "
+      "welcome warm"
+    ),
+    "negative": (
+      "terrible miserable ugly dreadful horrible bad wicked cruel painful "
+      "sad bitter poor unhappy dark cold dull foolish stupid fearful "
+      "unpleasant dangerous wrong weak angry"
+    ),
   },
   "validation": {
-    "positive": ("wonderful", "pleasant", "lovely", "glorious"),
-    "negative": ("awful", "wretched", "gloomy", "dismal"),
+    "positive": (
+      "wonderful lovely glorious great superb joyful merry graceful kind "
+      "gentle fair fortunate generous divine loving grand"
+    ),
+    "negative": (
+      "awful wretched gloomy dismal evil false vile hideous frightful "
+      "melancholy tragic dirty sick savage harsh grim"
+    ),
   },
 }
+# Sentences with each word.
+_NUM_SENTENCES = 10
 
 
 def sentences(split: str) -> Iterator[tuple[str, str]]:
   """Yields `(sentence, label)` in a fixed random order."""
+  rng = random.Random(0)
+  pairs = list(itertools.product(_SUBJECTS, _FRAMES))
   rows = [
     (frame.format(subject=subject, word=word), label)
     for label, words in _WORDS[split].items()
-    for word, subject, frame in itertools.product(words, _SUBJECTS, _FRAMES)
+    for word in words.split()
+    for subject, frame in rng.sample(pairs, _NUM_SENTENCES)
   ]
-  random.Random(0).shuffle(rows)
+  rng.shuffle(rows)
   yield from rows
 
 

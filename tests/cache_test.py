@@ -33,6 +33,9 @@ RUN = (
   "BATCH_SIZE = 8",
   "EVAL_STEPS = 1",
   "PROMPT_LENGTH = 3",
+  "DROPOUT_RATE = 0.0",
+  "loop.LoopConfig.log_period = 20",
+  "loop.LoopConfig.num_microbatches = 1",
 )
 PRINT_IMPORTS = """
 unwanted = {"tensorflow", "seqio", "tensorflow_datasets"}
@@ -273,11 +276,9 @@ def start(program, tmp_path):
     "--gin.MIXTURE_OR_TASK_NAME='demo_sentiment'",
     "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 4}",
     "--gin.ACTIVATION_DTYPE='float32'",
-    "--gin.DROPOUT_RATE=0.0",
     f"--gin.MODEL_DIR='{tmp_path}/cached'",
     f"--gin.CACHE_DIR='{tmp_path}/cache'",
     *(f"--gin.{binding}" for binding in RUN),
-    "--gin.loop.LoopConfig.log_period=20",
   )
   run = subprocess.run(
     [sys.executable, "-c", program + PRINT_IMPORTS, *flags],
@@ -310,15 +311,17 @@ def test_a_run_from_a_cache_equals_one_from_seqio_without_tensorflow(
   from prompt_tuning import cache_task, configuration, train
 
   flags = lambda *bindings, files=(): configuration.Flags(
-    ("gin/runs/demo.gin", *files), (*RUN, *bindings), ()
+    ("tests/tiny_run.gin", *files), (*RUN, *bindings), ()
   )
   configuration.load(flags(f"MODEL_DIR = '{tmp_path}/seqio'"))
   gin.get_configurable(train.train)()
   gin.clear_config()
   cache_dir = f"CACHE_DIR = '{tmp_path}/cache'"
-  configuration.load(flags(cache_dir, files=("gin/runs/cache.gin",)))
+  configuration.load(
+    flags(cache_dir, "MODEL_DIR = None", files=("gin/runs/cache.gin",))
+  )
   gin.get_configurable(cache_task.cache_task)()
-  assert "wrote demo_sentiment, 500 rows to" in capsys.readouterr().out
+  assert "wrote demo_sentiment, 480 rows to" in capsys.readouterr().out
   assert "imported: []" in start(TRAIN, tmp_path)
   for name in ("metrics.jsonl", PROMPT):
     assert (tmp_path / "seqio" / name).read_bytes() == (

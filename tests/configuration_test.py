@@ -27,11 +27,7 @@ SST2_DEMO = (
   "--tfds_data_dir=/data",
 )
 # Small enough to run; the last of a flag given twice counts.
-DEMO = (
-  "--gin_file=gin/runs/demo.gin",
-  "--gin.t5.T5Config.num_encoder_layers=1",
-  "--gin.t5.T5Config.num_decoder_layers=1",
-)
+TINY = ("--gin_file=tests/tiny_run.gin", "--gin.MODEL_DIR='/tmp/model'")
 
 
 def files(folder):
@@ -86,63 +82,100 @@ def test_every_prompt_file_names_an_initialiser(path):
   }
   macro = macros.get(pathlib.Path(path).stem)
   extra = [f"--gin.{macro}"] if macro else []
-  load(*DEMO, f"--gin_file={path}", *extra)
+  load(*TINY, f"--gin_file={path}", *extra)
   init = gin.query_parameter("train.train.initial_prompt")
   assert str(init).startswith("@prompt_init.")
 
 
-DATA_FLAGS = {
-  "own_data.gin": (
+BASE = "--gin_file=gin/models/t5_1_1_base.gin"
+SEQIO = ("--gin_file=gin/runs/seqio.gin", *SST2_DEMO[5:8])
+OWN = tuple(x for x in SST2_DEMO[3:] if "CLASS_LABELS" not in x)
+CORPUS = ("--gin.CACHE_DIR='a'", "--gin.MODEL_DIR='b'")
+# What each run file is used with, itself included.
+COMMANDS = {
+  "cache": (*SEQIO, "--gin_file=gin/runs/cache.gin", "--gin.CACHE_DIR='a'"),
+  "demo": ("--gin_file=gin/runs/demo.gin",),
+  "eval": (
+    BASE,
+    *SEQIO,
+    "--gin_file=gin/runs/eval.gin",
+    "--gin.EVAL_OUTPUT_DIR='a'",
+    "--gin.CHECKPOINT_PATH='b'",
+    "--gin.PROMPT_FILE='c'",
+  ),
+  "finetune": (BASE, "--gin_file=gin/runs/finetune.gin", *SEQIO[:1], *OWN),
+  "from_cache": (
+    BASE,
+    "--gin_file=gin/runs/finetune.gin",
+    "--gin_file=gin/runs/from_cache.gin",
+    *CORPUS,
+    *(OWN[1], *OWN[3:6]),
+  ),
+  "infer": (
+    BASE,
+    "--gin_file=gin/runs/infer.gin",
+    "--gin.CHECKPOINT_PATH='a'",
+    "--gin.INFER_OUTPUT_DIR='b'",
+    "--gin.INPUT_FILE='c.txt'",
+    SST2_DEMO[7],
+  ),
+  "lm_adapt": (
+    "--gin_file=gin/models/english_4m.gin",
+    "--gin_file=gin/runs/lm_adapt.gin",
+    *CORPUS,
+    "--gin.INITIAL_CHECKPOINT_PATH='c'",
+  ),
+  "match_t5x": (*SST2_DEMO, "--gin_file=gin/runs/match_t5x.gin"),
+  "model_tune": (BASE, "--gin_file=gin/runs/model_tune.gin", *OWN),
+  "own_data": (
+    *SST2_DEMO[:3],
+    "--gin_file=gin/runs/own_data.gin",
     "--gin.TRAIN_FILE='a.csv'",
     "--gin.VALIDATION_FILE='b.csv'",
     "--gin.INPUT_TEMPLATE='{a}'",
+    *SST2_DEMO[3:5],
+    *SST2_DEMO[7:10],
   ),
-  "seqio.gin": SST2_DEMO[5:7],
-  "from_cache.gin": (
-    "--gin.MIXTURE_OR_TASK_NAME='a'",
-    "--gin.CACHE_DIR='cache'",
+  "pretrain": (
+    "--gin_file=gin/models/english_4m.gin",
+    "--gin_file=gin/runs/pretrain.gin",
+    *CORPUS,
+  ),
+  "prompt_finetune": SST2_DEMO,
+  "prompt_finetune_from_cache": (
+    *SST2_DEMO[:2],
+    "--gin_file=gin/runs/prompt_finetune_from_cache.gin",
+    *CORPUS,
+    *(SST2_DEMO[3], SST2_DEMO[5], *SST2_DEMO[7:10]),
+  ),
+  "text_files": (
+    "--gin_file=gin/runs/text_files.gin",
+    "--gin_file=gin/runs/cache.gin",
+    "--gin.CACHE_DIR='a'",
+    "--gin.TRAIN_FILES='b'",
+    "--gin.VALIDATION_FILES='c'",
   ),
 }
-
-
-def load_data_source(path):
-  """Loads a file that says where data come from, or a run that includes it."""
-  (flags,) = [x for name, x in DATA_FLAGS.items() if path.endswith(name)]
-  is_run = path.startswith("gin/runs/prompt_finetune")
-  other = SST2_DEMO[:2] if is_run else ("--gin_file=gin/runs/finetune.gin",)
-  load(
-    *other,
-    f"--gin_file={path}",
-    *SST2_DEMO[3 + (not is_run) : 5],
-    *SST2_DEMO[7:10],
-    *flags,
-  )
-  assert str(gin.query_parameter("%LOAD_DATA")).startswith("@")
+# Files that only others include, and one that includes them.
+INCLUDED = {
+  "input_file": "infer",
+  "loss": "prompt_finetune",
+  "seqio": "prompt_finetune",
+  "trials": "prompt_finetune",
+}
 
 
 @pytest.mark.parametrize("path", files("runs"))
 def test_every_run_file_parses(path):
-  if path.endswith("match_t5x.gin"):
-    load(*SST2_DEMO, f"--gin_file={path}")
-    offset = gin.query_parameter("optim.adafactor.decay_offset")
-    assert offset == -1_100_000
-  elif path.endswith("demo.gin"):
-    load(*DEMO)
-  elif path.endswith("/cache.gin"):
-    load(*SST2_DEMO, f"--gin_file={path}", "--gin.CACHE_DIR='cache'")
-    read = gin.query_parameter("cache_task.cache_task.load_data")
-    assert "LOAD_DATA" in str(read)
-  elif path.endswith(tuple(DATA_FLAGS)):
-    load_data_source(path)
-  else:
-    data_file = "--gin_file=gin/runs/seqio.gin"
-    load(
-      *([data_file] if path.endswith("/finetune.gin") else []),
-      "--gin_file=gin/models/t5_1_1_base.gin",
-      f"--gin_file={path}",
-      *SST2_DEMO[4:],
-    )
-    assert gin.query_parameter("%TRAIN_STEPS") == 1_150_000
+  name = pathlib.Path(path).stem
+  load(*COMMANDS[INCLUDED.get(name, name)])
+  assert str(gin.query_parameter("%LOAD_DATA")).startswith("@")
+
+
+def test_match_t5x_counts_from_the_step_of_the_base():
+  load(*COMMANDS["match_t5x"])
+  offset = gin.query_parameter("optim.adafactor.decay_offset")
+  assert offset == -1_100_000
 
 
 def test_the_released_demo_command_means_the_same_here():
@@ -162,9 +195,10 @@ def test_the_released_demo_command_means_the_same_here():
 
 
 def test_a_later_file_overrides_an_earlier_one_and_flags_both():
-  load(*DEMO, "--gin_file=gin/models/t5_1_1_small.gin")
+  small = "--gin_file=gin/models/t5_1_1_small.gin"
+  load(*TINY, small, "--gin.t5.T5Config.num_encoder_layers=3")
   assert gin.query_parameter("t5.T5Config.emb_dim") == 512
-  assert gin.query_parameter("t5.T5Config.num_encoder_layers") == 1
+  assert gin.query_parameter("t5.T5Config.num_encoder_layers") == 3
 
 
 def test_files_are_found_from_any_directory(tmp_path, monkeypatch):
@@ -179,7 +213,7 @@ def test_files_are_found_from_any_directory(tmp_path, monkeypatch):
 def test_a_comment_hides_no_line_behind_it(tmp_path):
   file = tmp_path / "own.gin"
   file.write_text("OWN = 3  # Of us.\nEVAL_STEPS = %OWN\n")
-  load(*DEMO, f"--gin_file={file}")
+  load(*TINY, f"--gin_file={file}")
   assert gin.query_parameter("%OWN") == 3
 
 
@@ -203,36 +237,36 @@ def fails(capsys, monkeypatch, *argv):
       "reads the macro TRIAN_STEPS: did you mean TRAIN_STEPS?",
     ),
     (
-      (*DEMO, "--gin.prompts.PromptConfig.lenght=3"),
+      (*TINY, "--gin.prompts.PromptConfig.lenght=3"),
       "doesn't have a parameter named 'lenght'",
     ),
-    ((*DEMO, "--gin.prompts.PromtConfig.length=3"), "PromtConfig"),
-    ((*DEMO, "--gin.BATCH_SIZE=%NONE"), "NONE has no value: add --gin.NONE"),
+    ((*TINY, "--gin.prompts.PromtConfig.length=3"), "PromtConfig"),
+    ((*TINY, "--gin.BATCH_SIZE=%NONE"), "NONE has no value: add --gin.NONE"),
     (
       ("--gin_file=gin/runs/dmo.gin",),
       "'gin/runs/dmo.gin' is not found; did you mean gin/runs/demo.gin?",
     ),
     (
-      (*DEMO, "--gin.MIXTURE_OR_TASK_NAME='demo_sentimnt'"),
+      (*TINY, "--gin.MIXTURE_OR_TASK_NAME='demo_sentimnt'"),
       "'demo_sentimnt' is not registered; did you mean demo_sentiment",
     ),
     (
-      (*DEMO, "--gin.MIXTURE_OR_TASK_MODULE='prompt_tuning.tasks.no'"),
+      (*TINY, "--gin.MIXTURE_OR_TASK_MODULE='prompt_tuning.tasks.no'"),
       "'prompt_tuning.tasks.no' cannot be imported",
     ),
     (
       (
-        *DEMO,
+        *TINY,
         "--gin.BATCH_SIZE=30",
         "--gin.loop.LoopConfig.num_microbatches=4",
       ),
       "BATCH_SIZE=30 must be divisible by the 4 microbatches",
     ),
-    ((*DEMO, "--gin.PROMPT_LENGTH=0"), "PROMPT_LENGTH=0 must be 1 or more"),
-    ((*DEMO, "--gin.TRAIN_STEPS=0"), "train_steps=0 must be 1 or more"),
+    ((*TINY, "--gin.PROMPT_LENGTH=0"), "PROMPT_LENGTH=0 must be 1 or more"),
+    ((*TINY, "--gin.TRAIN_STEPS=0"), "train_steps=0 must be 1 or more"),
     (
       (
-        *DEMO,
+        *TINY,
         "--gin_file=gin/runs/from_cache.gin",
         "--gin.CACHE_DIR='/nowhere'",
         "--gin.MIXTURE_OR_TASK_NAME='a'",
@@ -242,7 +276,7 @@ def fails(capsys, monkeypatch, *argv):
     ),
     (
       (
-        *DEMO,
+        *TINY,
         "--gin_file=gin/runs/own_data.gin",
         "--gin.TRAIN_FILE='/nowhere.csv'",
         "--gin.VALIDATION_FILE='/nowhere.csv'",
@@ -253,24 +287,24 @@ def fails(capsys, monkeypatch, *argv):
       "there is no file /nowhere.csv",
     ),
     (
-      (*DEMO, "--gin.loop.LoopConfig.num_buckets=-1"),
+      (*TINY, "--gin.loop.LoopConfig.num_buckets=-1"),
       "LoopConfig.num_buckets=-1 must be 0 or more",
     ),
     (
-      (*DEMO, "--gin.EVAL_MODE='ranked'"),
+      (*TINY, "--gin.EVAL_MODE='ranked'"),
       "EVAL_MODE='ranked' must be 'generation' or 'rank'",
     ),
     (
-      (*DEMO, "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 1}"),
+      (*TINY, "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 1}"),
       "['targets']=1 is too short for the label 'negative'",
     ),
     (
-      (*DEMO, "--gin.TASK_FEATURE_LENGTHS={'inputs': 8}"),
+      (*TINY, "--gin.TASK_FEATURE_LENGTHS={'inputs': 8}"),
       "must have the keys 'inputs' and 'targets'",
     ),
     (
       (
-        *DEMO,
+        *TINY,
         "--gin.MIXTURE_OR_TASK_NAME='taskless_super_glue_rte_v102'",
         "--gin.MIXTURE_OR_TASK_MODULE='prompt_tuning.tasks.super_glue'",
         "--tfds_data_dir=/nowhere",
@@ -278,19 +312,19 @@ def fails(capsys, monkeypatch, *argv):
       "the data set of taskless_super_glue_rte_v102 cannot be read",
     ),
     (
-      (*DEMO, "--gin.INITIAL_CHECKPOINT_PATH='/nowhere/checkpoint_1'"),
+      (*TINY, "--gin.INITIAL_CHECKPOINT_PATH='/nowhere/checkpoint_1'"),
       "/nowhere/checkpoint_1",
     ),
     (
-      (*DEMO, "--gin.t5.T5Config.vocab_size=100"),
+      (*TINY, "--gin.t5.T5Config.vocab_size=100"),
       "the vocabulary has 8192 ids, the model's embedding table 100 rows",
     ),
     (
-      (*DEMO, "--gin.PROMPT_REGEX=['.*promtp.*']"),
+      (*TINY, "--gin.PROMPT_REGEX=['.*promtp.*']"),
       "'.*promtp.*' matches no parameter",
     ),
     (
-      (*DEMO, "--gin.train.train.initial_prompt=None"),
+      (*TINY, "--gin.train.train.initial_prompt=None"),
       "needs an initial value: add a file of gin/prompts",
     ),
   ],
@@ -305,16 +339,16 @@ def test_a_mistake_is_one_sentence(
 def test_a_prompt_file_of_another_length_is_refused(
   capsys, monkeypatch, tmp_path
 ):
-  np.save(tmp_path / "prompt.npy", np.zeros((7, 64), np.float32))
+  np.save(tmp_path / "prompt.npy", np.zeros((7, 16), np.float32))
   argv = (
-    *DEMO,
+    *TINY,
     "--gin_file=gin/prompts/from_file.gin",
     f"--gin.PROMPT_FILE='{tmp_path}/prompt.npy'",
     "--gin.PROMPT_LENGTH=20",
     f"--gin.MODEL_DIR='{tmp_path}'",
   )
   message = fails(capsys, monkeypatch, *argv)
-  assert "shape (7, 64), the model wants (20, 64)" in message
+  assert "shape (7, 16), the model wants (20, 16)" in message
 
 
 @pytest.mark.parametrize(

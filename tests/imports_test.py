@@ -8,7 +8,17 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "prompt_tuning"
 # The rooms that know seqio or gin, and the entry points that use them.
-BEHIND_THE_DOOR = {"cache_task", "configuration", "convert", "data", "train"}
+BEHIND_THE_DOOR = {
+  "cache_task",
+  "configuration",
+  "convert",
+  "data",
+  "demo",
+  "eval",
+  "infer",
+  "t5x_adapter",
+  "train",
+}
 MODULES = sorted(
   path.stem
   for path in PACKAGE.iterdir()
@@ -50,4 +60,5 @@ def test_every_package_is_in_the_wheel():
     for path in PACKAGE.rglob("__init__.py")
   }
   listed = set(settings["tool"]["setuptools"]["packages"])
-  assert listed == found | {"prompt_tuning.gin", "prompt_tuning.tasks"}
+  beside = {f"prompt_tuning.{name}" for name in ("gin", "tasks", "weights")}
+  assert listed == found | beside
