@@ -100,6 +100,7 @@ def sequences():
   return [np.arange(i, i + 12, dtype=np.int32) for i in starts]
 
 
+@pytest.mark.slow
 def test_a_base_is_known_by_what_it_was_pretrained_for(
   probe, pretrain, sequences
 ):

@@ -54,6 +54,8 @@ def _tasks():
     for name in ("short_a", "short_b"):
       patch.setitem(scores.SCORINGS, name, scores.SCORINGS["demo_sentiment"])
     yield
+  for name in ("short_a", "short_b"):
+    seqio.TaskRegistry.remove(name)
 
 
 def train_once(model_dir, *bindings):
