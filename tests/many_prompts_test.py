@@ -199,7 +199,8 @@ def test_a_trial_that_diverges_is_stopped_alone(run, three, tmp_path):
   assert "lr_1e+39  stopped at step 2, left out" in output
   stopped = tmp_path / "trials" / "lr_1e+39"
   assert not lines(stopped)
-  assert not (stopped / "numpy_checkpoints").exists()
+  saved = [path.name for path in stopped.glob("numpy_checkpoints/*")]
+  assert saved == ["checkpoint_0"]  # As it was drawn.
   written = json.loads((tmp_path / "results.json").read_text())
   assert written["trials"]["lr_1e+39"]["stopped_at"] == 2
   assert list(written["groups"]) == ["lr_0.3"]
