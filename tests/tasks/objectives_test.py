@@ -13,10 +13,9 @@ LENGTHS = {"inputs": 64, "targets": 64}
 @pytest.fixture(scope="module")
 def run():
   """Runs an objective over documents of the given lengths."""
+  from prompt_tuning.tasks import objectives
   import seqio
   import tensorflow as tf
-
-  from prompt_tuning.tasks import objectives
 
   feature = seqio.Feature(seqio.PassThroughVocabulary(SIZE))
 
@@ -137,9 +136,8 @@ def test_more_spans_than_sentinels_are_an_error():
 
 
 def test_partitions_are_all_alike_likely():
-  import tensorflow as tf
-
   from prompt_tuning.tasks import objectives
+  import tensorflow as tf
 
   sizes = tf.constant(4), tf.constant(3)
   parts = [
