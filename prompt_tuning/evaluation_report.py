@@ -106,10 +106,11 @@ def _best(
     names = [prefix + name for name in task.scoring.default]
     names = names or [x for x in singles[0] if x.startswith(prefix)]
     means = [float(np.mean([x[name] for name in names])) for x in singles]
-    best = singles[int(np.argmax(means))]
+    # A correlation with constant predictions is none at all.
+    best = singles[int(np.argmax(np.nan_to_num(means, nan=-np.inf)))]
     result |= {k: value for k, value in best.items() if k.startswith(prefix)}
     if task.scoring.default:
-      defaults.append(max(means))
+      defaults.append(float(np.nanmax(means)))
   return result | ({"score": float(np.mean(defaults))} if defaults else {})
 
 

@@ -9,7 +9,7 @@
 `infer` is the root that the gin files of a run configure.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import itertools
 import pathlib
 from typing import Any
@@ -27,6 +27,9 @@ from prompt_tuning import (
   predictions,
   t5,
   task_data,
+)
+from prompt_tuning import (
+  prompts as prompts_lib,
 )
 
 # What the bank calls the prompt of the rows that name none.
@@ -81,6 +84,7 @@ def _identity(
   model: inference.Model, config: inference.InferenceConfig
 ) -> dict[str, Any]:
   """Returns what all predictions of a folder must have in common."""
+  place = model.network.prompt or prompts_lib.PromptConfig()
   prompts = {
     name: jnp.asarray(file.prompt) for name, file in model.bank.files.items()
   }
@@ -91,6 +95,9 @@ def _identity(
     "DECODER": repr(config.decoder),
     "TASK_FEATURE_LENGTHS": dict(config.feature_lengths),
     "RANDOM_SEED": config.seed,
+    "VOCABULARY": model.vocabulary.sha256,
+    "join": getattr(place.join, "__name__", repr(place.join)),
+    "visibility": list(place.visibility),
   }
 
 
@@ -114,10 +121,12 @@ def _write(
       old = list(itertools.islice(written, len(rows)))
       predictions.check_same(path, old, rows)
       if len(old) < len(rows):
+        names = [row.prompt or default for row in rows]
+        _check_names(names, set(model.bank.files), first_row=num_rows)
         found = inference.predict_batch(
           model,
           [row.tokens for row in rows],
-          [row.prompt or default for row in rows],
+          names,
           config=config,
           first_row=num_rows,
         )
@@ -130,6 +139,18 @@ def _write(
       " INFER_OUTPUT_DIR"
     )
   return num_rows
+
+
+def _check_names(
+  names: Sequence[str | None], known: set[str], *, first_row: int
+) -> None:
+  """Refuses to answer a row that names no prompt with that of another task."""
+  if known and None in names:
+    raise ValueError(
+      f"row {first_row + names.index(None) + 1} names no prompt: name one of"
+      f" {', '.join(sorted(known))} (PROMPT_FIELD), or set PROMPT_FILE for rows"
+      " that name none"
+    )
 
 
 def _batches(

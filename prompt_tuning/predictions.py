@@ -120,8 +120,11 @@ def claim(folder: str, identity: Mapping[str, Any]) -> None:
       " copy it to the bucket afterwards"
     )
   path = pathlib.Path(folder, "identity.json")
+  written = pathlib.Path(folder, "predictions.jsonl")
   wanted = json.loads(json.dumps(identity))
-  if not path.exists():
+  # A run that failed before its first prediction claims nothing.
+  is_empty = not written.exists() or written.stat().st_size == 0
+  if is_empty or not path.exists():
     atomic_files.write(path, json.dumps(wanted, indent=2))
     return
   found = json.loads(path.read_text(encoding="utf-8"))

@@ -6,9 +6,14 @@ Encoding and decoding are those of seqio's vocabularies, id by id.
 
 from collections.abc import Callable, Sequence
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from google.protobuf import message
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+
+# Its classes are made when it is imported, so that mypy sees none.
+_model_pb2: Any = sentencepiece_model_pb2
 
 EOS = 1
 _UNKNOWN = 2
@@ -37,12 +42,20 @@ class Vocabulary(NamedTuple):
     return hashlib.sha256(b"%d:%b" % (self.size, self.model)).hexdigest()
 
 
-def from_sentencepiece(model: bytes) -> Vocabulary:
+def from_sentencepiece(model: bytes, *, extra_ids: int = 0) -> Vocabulary:
   """Opens a serialized SentencePiece model.
+
+  Args:
+    model: the content of a model file.
+    extra_ids: sentinels to add behind its pieces: 100 for the `spiece.model` of
+      a T5 from Hugging Face; 0 where they are in the file, as in T5X's, mT5's
+      and our own.
 
   Raises:
     ValueError: if it is none.
   """
+  if extra_ids:
+    model = _with_sentinels(model, extra_ids)
   processor = sentencepiece.SentencePieceProcessor()
   try:
     processor.LoadFromSerializedProto(model)
@@ -57,6 +70,28 @@ def from_sentencepiece(model: bytes) -> Vocabulary:
     return processor.DecodeIds(known)
 
   return Vocabulary(size, processor.EncodeAsIds, decode, model)
+
+
+def _with_sentinels(model: bytes, extra_ids: int) -> bytes:
+  """Adds `<extra_id_0>` and so on in falling order: the first has the last id.
+
+  Raises:
+    ValueError: if `model` is no SentencePiece model.
+  """
+  proto = _model_pb2.ModelProto()
+  try:
+    proto.ParseFromString(model)
+  except message.DecodeError as error:
+    raise ValueError(
+      f"{len(model)} bytes are no SentencePiece model: {error}"
+    ) from error
+  for i in reversed(range(extra_ids)):
+    proto.pieces.add(
+      piece=f"\u2581<extra_id_{i}>",  # As seqio names them.
+      score=0.0,
+      type=_model_pb2.ModelProto.SentencePiece.USER_DEFINED,
+    )
+  return proto.SerializeToString()
 
 
 def from_bytes(size: int) -> Vocabulary:

@@ -26,9 +26,8 @@ def sentencepiece(path: str, extra_ids: int = 0) -> seqio.Vocabulary:
 
 
 def t5() -> seqio.Vocabulary:
-  """Returns the vocabulary of T5 and T5 1.1: 32,000 pieces, 100 sentinels."""
-  path = f"{_BUCKET}/cc_all.32000.100extra/sentencepiece.model"
-  return sentencepiece(path, extra_ids=100)
+  """Returns T5's vocabulary: 32,100 pieces, its 100 sentinels among them."""
+  return sentencepiece(f"{_BUCKET}/cc_all.32000.100extra/sentencepiece.model")
 
 
 def mt5() -> seqio.Vocabulary:

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -97,6 +99,19 @@ def test_each_task_has_its_own_best_prompt():
     assert table["average"][f"{name}/accuracy"] == 50
   assert table["best"]["score"] == 100
   assert table["prompt_1"]["score"] == 50
+
+
+def test_a_metric_that_is_not_a_number_is_not_the_best():
+  def nan_for_constants(targets, predictions):
+    return {"accuracy": np.nan if len(set(predictions)) == 1 else 10.0}
+
+  task = make_task()
+  scoring = dataclasses.replace(
+    task.scoring, metric_fns=(nan_for_constants,), labels=()
+  )
+  members = [[generated("aaaa"), generated("abab")]]
+  table = evaluation_report.columns([task._replace(scoring=scoring)], members)
+  assert table["best"] == {"task/accuracy": 10.0, "score": 10.0}
 
 
 def test_generated_texts_are_voted_on_only():

@@ -90,12 +90,17 @@ def test_a_folder_belongs_to_one_model(tmp_path):
   folder = tmp_path / "new" / "output"
   claim = lambda identity: predictions.claim(str(folder), identity)
   identity = {"base_id": "a", "lengths": {"inputs": 8}, "scores": (1, 2)}
-  claim(identity)
+  claim({"base_id": "c"})
+  claim(identity)  # Nothing had been predicted.
+  (folder / "predictions.jsonl").write_text("{}\n")
   claim(identity)
   assert json.loads((folder / "identity.json").read_text())["base_id"] == "a"
   with pytest.raises(ValueError, match="with base_id='a', now it is 'b'"):
     claim(identity | {"base_id": "b"})
-  assert [x.name for x in folder.iterdir()] == ["identity.json"]
+  assert sorted(x.name for x in folder.iterdir()) == [
+    "identity.json",
+    "predictions.jsonl",
+  ]
 
 
 def test_a_folder_in_a_bucket_is_refused():

@@ -43,6 +43,21 @@ def test_ids_and_texts_are_those_of_seqio():
         assert ours.decode(row) == theirs.decode(row)
 
 
+def test_sentinels_are_added_as_seqio_adds_them():
+  import seqio
+
+  theirs = seqio.SentencePieceVocabulary(str(MODEL), extra_ids=5)
+  ours = vocabulary_lib.from_sentencepiece(MODEL.read_bytes(), extra_ids=5)
+  assert ours.size == theirs.vocab_size
+  for i in range(ours.size - 6, ours.size):
+    assert ours.decode([i]) == theirs.decode([i])
+
+
+def test_bytes_that_are_no_model_get_no_sentinels():
+  with pytest.raises(ValueError, match="4 bytes are no SentencePiece model"):
+    vocabulary_lib.from_sentencepiece(b"\xff\xff\xff\xff", extra_ids=1)
+
+
 def test_another_kind_is_refused():
   import seqio
 

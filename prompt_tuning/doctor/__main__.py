@@ -46,14 +46,16 @@ def main(argv: Sequence[str] | None = None) -> None:
   )
   parser.add_argument("model_dir", metavar="MODEL_DIR")
   folders = _folders(epath.Path(parser.parse_args(argv).model_dir))
-  try:
-    reports = [_render(folder) for folder in folders]
-  except ValueError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
-  for folder, text in zip(folders, reports, strict=True):
+  num_reports = 0
+  for folder in folders:
     title = f"{folder.name}: " if len(folders) > 1 else ""
-    print(f"{title}{text}")
+    try:
+      print(f"{title}{_render(folder)}")
+      num_reports += 1
+    except ValueError as error:  # Another trial may have come further.
+      print(f"error: {title}{error}", file=sys.stderr)
+  if not num_reports:
+    sys.exit(2)
 
 
 if __name__ == "__main__":

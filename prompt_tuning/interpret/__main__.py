@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     type=int,
     default=0,
     metavar="N",
-    help="sentinels behind the model's pieces: 100 for T5's own file",
+    help="sentinels behind the model's pieces: 100 for a spiece.model of T5",
   )
   parser.add_argument(
     "--label",

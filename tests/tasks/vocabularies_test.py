@@ -50,7 +50,7 @@ def test_t5_and_mt5_are_opened_only_when_they_are_used(vocabularies):
   assert t5.sentencepiece_model_file == (
     f"{folder}/cc_all.32000.100extra/sentencepiece.model"
   )
-  assert t5.extra_ids == 100
+  assert t5.extra_ids == 0  # They are in the file.
   assert mt5.sentencepiece_model_file == (
     f"{folder}/mc4.250000.100extra/sentencepiece.model"
   )
