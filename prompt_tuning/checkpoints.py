@@ -17,7 +17,13 @@ import jax
 from jaxtyping import Array
 import orbax.checkpoint as ocp
 
-from prompt_tuning import fingerprint, prompt_files, trainer, trials
+from prompt_tuning import (
+  fingerprint,
+  partitioning,
+  prompt_files,
+  trainer,
+  trials,
+)
 
 Metadata = Mapping[str, Any]
 
@@ -230,4 +236,4 @@ def write_prompts(model_dir: str, state: trainer.TrainState) -> None:
   for name, x in state.trainable.items():
     if name.endswith("/prompt"):
       path = f"{folder}/{name.replace('/', '.')}"
-      prompt_files.save(path, jax.device_get(x), {})
+      prompt_files.save(path, jax.device_get(partitioning.gather(x)), {})

@@ -21,6 +21,7 @@ from prompt_tuning import (
   degenerate_texts,
   ensembles,
   losses,
+  partitioning,
   t5,
   task_data,
   trainer,
@@ -168,7 +169,19 @@ def label_tokens(
   """Tokenises labels as the targets of their task, with EOS.
 
   <extra_id_0> True   [[8191, 1036, 1]]
+
+  Raises:
+    ValueError: if a label begins with a sentinel and the vocabulary has none.
   """
+  last = vocabulary.decode([vocabulary.size - 1]).strip()
+  if vocabulary.model and last != _SENTINEL:
+    for label in labels:
+      if label.startswith(_SENTINEL):
+        raise ValueError(
+          f"the label {label!r} begins with a sentinel, but the last of the"
+          f" {vocabulary.size} ids is {last!r}: open the vocabulary with its"
+          " sentinels (extra_ids=100)"
+        )
   rows = []
   for label in labels:
     text = label.removeprefix(_SENTINEL)
@@ -181,7 +194,7 @@ def label_tokens(
 
 def predict_rows(
   examples: batching.Examples,
-  predict_fn: Callable[[batching.Batch], _Results],
+  predict_fn: Callable[[partitioning.Batch], _Results],
   *,
   batch_size: int,
   feature_lengths: Mapping[str, int],
@@ -223,18 +236,21 @@ def predict_rows(
 
 def _one_ahead(
   batches: Iterator[tuple[batching.Batch, Int[np.ndarray, " R"]]],
-  predict_fn: Callable[[batching.Batch], _Results],
+  predict_fn: Callable[[partitioning.Batch], _Results],
 ) -> Iterator[tuple[_Results, Int[np.ndarray, " R"]]]:
   """Yields what is predicted, on the host, with the numbers of the rows.
 
   The next batch is dispatched before one is read: the device never waits.
   """
-  running = ((predict_fn(batch), rows) for batch, rows in batches)
+  running = (
+    (predict_fn(partitioning.place_batch(batch)), rows)
+    for batch, rows in batches
+  )
   previous = next(running)
   for current in running:
-    yield jax.device_get(previous[0]), previous[1]
+    yield jax.device_get(partitioning.gather(previous[0])), previous[1]
     previous = current
-  yield jax.device_get(previous[0]), previous[1]
+  yield jax.device_get(partitioning.gather(previous[0])), previous[1]
 
 
 def score(

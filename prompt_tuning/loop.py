@@ -14,7 +14,13 @@ import jax
 import numpy as np
 import tqdm
 
-from prompt_tuning import batching, metrics_log, trainer, trials
+from prompt_tuning import (
+  distributed,
+  metrics_log,
+  partitioning,
+  trainer,
+  trials,
+)
 
 StepFn = Callable[..., tuple[trials.State, trainer.StepMetrics]]
 # The values of the metrics of a step, in order: one list a trial.
@@ -46,6 +52,7 @@ class LoopConfig:
     seed: of the prompt's initial value, the order of the rows and dropout,
       unless `sweep` has seeds; and of a base with random weights.
     sweep: the trials, if there are several.
+    mesh: how the devices share the model.
 
   Raises:
     ValueError: for a number below 1 where there must be one, an unknown mode,
@@ -66,12 +73,14 @@ class LoopConfig:
   num_buckets: int = 0
   seed: int = 0
   sweep: trials.Sweep = trials.Sweep()
+  mesh: partitioning.MeshConfig = partitioning.MeshConfig()
 
   def __post_init__(self) -> None:
     for name in (
       "train_steps",
       "batch_size",
       "eval_period",
+      "eval_steps",
       "checkpoint_period",
       "checkpoint_keep",
       "log_period",
@@ -136,7 +145,7 @@ def summarize(values: Sequence[Sequence[float]]) -> dict[str, float]:
 def fit(
   state: trials.State,
   frozen: trainer.Params,
-  batches: Iterator[batching.Batch],
+  batches: Iterator[partitioning.Batch],
   *,
   step_fn: StepFn,
   hooks: Hooks,
@@ -173,7 +182,7 @@ def fit(
     initial=step,
     total=config.train_steps,
     unit="step",
-    disable=None,
+    disable=None if distributed.is_first() else True,
     dynamic_ncols=True,
   )
   started, started_step = time.monotonic(), step
@@ -189,7 +198,9 @@ def fit(
     values.extend(rows)
 
   with _sigterm() as stopped, bar:
-    while step < config.train_steps and not stopped.is_set():
+    while step < config.train_steps and not distributed.should_stop(
+      stopped, step
+    ):
       state, metrics = step_fn(state, frozen, next(batches))
       running.append(metrics)
       step += 1
@@ -312,8 +323,14 @@ def _advice(loss: float, step: int) -> str:
 
 @contextlib.contextmanager
 def _sigterm() -> Iterator[threading.Event]:
-  """Turns SIGTERM into an event while the block runs."""
+  """Turns SIGTERM into an event while the block runs.
+
+  Of several processes it is left to JAX; see `distributed.should_stop`.
+  """
   received = threading.Event()
+  if jax.process_count() > 1:
+    yield received
+    return
   before = signal.signal(signal.SIGTERM, lambda *_: received.set())
   try:
     yield received

@@ -2,11 +2,13 @@
 """What a trial leaves in its folder, whether alone in a run or among others.
 
 A run of one has `MODEL_DIR` for its folder, each of several trials
-`MODEL_DIR/trials/<name>`, with the same files.
+`MODEL_DIR/trials/<name>`, with the same files. Of several processes the first
+leaves them; what is written by all, as one, are checkpoints alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import tempfile
 from typing import NamedTuple
 
 from etils import epath
@@ -15,8 +17,10 @@ import orbax.checkpoint as ocp
 
 from prompt_tuning import (
   checkpoints,
+  distributed,
   doctor,
   metrics_log,
+  partitioning,
   prompt_files,
   results,
   trainer,
@@ -31,7 +35,7 @@ class Output(NamedTuple):
   """Where a trial writes.
 
   Attributes:
-    folder: its folder.
+    folder: its folder; that of another process than the first vanishes.
     log: its metrics.
     best: its best checkpoint.
     metadata: of that; see `checkpoints.save`.
@@ -77,9 +81,13 @@ def open_outputs(
   """
   by_name = {}
   with contextlib.ExitStack() as stack:
+    root = model_dir
+    if not distributed.is_first():
+      root = stack.enter_context(tempfile.TemporaryDirectory())
     for trial, run in zip(all_trials, runs, strict=True):
-      folder = f"{model_dir}/trials/{trial.name}" if trial.name else model_dir
-      best = checkpoints.open_manager(f"{folder}/best", keep=1)
+      place = f"/trials/{trial.name}" if trial.name else ""
+      best = checkpoints.open_manager(f"{model_dir}{place}/best", keep=1)
+      folder = f"{root}{place}"
       by_name[trial.name] = Output(
         folder,
         metrics_log.open_log(folder, step),
@@ -88,8 +96,8 @@ def open_outputs(
       )
     means = None
     if len(by_name) > 1:
-      means = metrics_log.open_log(model_dir, step)
-    yield Outputs(model_dir, by_name, means)
+      means = metrics_log.open_log(root, step)
+    yield Outputs(root, by_name, means)
 
 
 def write_scores(
@@ -183,7 +191,7 @@ def _write_prompt(
     described = {
       **metadata,
       "step": str(int(state.step)),
-      "base_id": prompt_files.base_id(table),
+      "base_id": prompt_files.base_id(partitioning.gather(table)),
     }
-    prompt = jax.device_get(state.trainable[PROMPT])
+    prompt = jax.device_get(partitioning.gather(state.trainable[PROMPT]))
     prompt_files.save(f"{folder}/prompt.safetensors", prompt, described)

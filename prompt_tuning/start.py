@@ -14,6 +14,7 @@ from prompt_tuning import (
   evaluate,
   loop,
   optim,
+  partitioning,
   pretrained,
   prompt_files,
   t5,
@@ -41,12 +42,21 @@ def load(
 ) -> tuple[list[task_data.TaskData], trainer.Params, int]:
   """Reads the data of each trial, the base and its step.
 
-  First whatever fails fast. The parameters are all but the prompt.
+  First whatever fails fast. The parameters are all but the prompt, placed on
+  the current mesh.
   """
+  partitioning.check_batch_size(
+    config.batch_size, num_microbatches=config.num_microbatches
+  )
   shapes = t5.param_shapes(model)
   partition.labels(shapes)
+  shardings = partitioning.param_shardings(shapes, model, config.mesh)
   # What a base must have: all parameters but the prompt.
-  target = {name: x for name, x in shapes.items() if name != PROMPT}
+  target = {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name])
+    for name, x in shapes.items()
+    if name != PROMPT
+  }
   path = initial_checkpoint_path
   if path is not None:
     pretrained.describe(path, target)
@@ -56,8 +66,9 @@ def load(
   if path is None:
     print("INITIAL_CHECKPOINT_PATH=None: the base has random weights")
     params = t5.init_params(model, seed=config.seed)
-    params.pop(PROMPT, None)
-    return data, params, 0
+    wanted = {name: shardings[name] for name in target}
+    params = {name: params[name] for name in target}
+    return data, partitioning.place(params, wanted), 0
   return data, *_load_base(path, target, config)
 
 
@@ -186,7 +197,7 @@ def _draw_prompt(
     )
   # 0 is dropout's.
   rng = jax.random.fold_in(jax.random.key(trial.seed), 1)
-  table = params["token_embedder/embedding"]
+  table = partitioning.gather(params["token_embedder/embedding"])
   return trial.initial_prompt(
     rng, model.prompt.length, table, vocabulary.encode
   )

@@ -14,21 +14,23 @@ from typing import Any
 from etils import epath
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import optax
 
 import gin
 from prompt_tuning import (
   atomic_files,
   base_probe,
-  batching,
   checkpoints,
   configuration,
+  distributed,
   evaluate,
   fingerprint,
   loop,
   losses,
   optim,
   outputs,
+  partitioning,
   prompt_init,
   results,
   start,
@@ -79,28 +81,33 @@ def train(
   all_trials = trials.expand(
     config.sweep, seed=config.seed, initial_prompt=initial_prompt
   )
-  data, params, base_step = start.load(
-    model,
-    partition,
-    load_data,
-    initial_checkpoint_path,
-    all_trials=all_trials,
-    config=config,
-  )
-  state, frozen, optimizer = start.first_states(
-    params,
-    data=data,
-    all_trials=all_trials,
-    model=model,
-    partition=partition,
-    step=base_step,
-  )
-  del params
-  print(start.parameter_table(state, frozen), flush=True)
-  base = fingerprint.fingerprint(frozen)
-  runs = _identities(data, all_trials, config)
-  run = trials.joint(all_trials, runs)
   with contextlib.ExitStack() as stack:
+    stack.enter_context(partitioning.use(config.mesh))
+    data, params, base_step = start.load(
+      model,
+      partition,
+      load_data,
+      initial_checkpoint_path,
+      all_trials=all_trials,
+      config=config,
+    )
+    state, frozen, optimizer = start.first_states(
+      params,
+      data=data,
+      all_trials=all_trials,
+      model=model,
+      partition=partition,
+      step=base_step,
+    )
+    del params
+    state = partitioning.place(
+      state, partitioning.state_shardings(state, model, config.mesh)
+    )
+    print(start.parameter_table(state, frozen), flush=True)
+    base = fingerprint.fingerprint(frozen)
+    runs = _identities(data, all_trials, config)
+    run = trials.joint(all_trials, runs)
+    stack.enter_context(partitioning.gathered_parameters())
     manager = stack.enter_context(
       checkpoints.open_manager(model_dir, keep=config.checkpoint_keep)
     )
@@ -114,8 +121,7 @@ def train(
       unlogged = metadata["unlogged"]
       log_step = int(state.step)
       print(f"continuing {model_dir} from step {log_step}", flush=True)
-    config_path = epath.Path(model_dir) / "operative_config.gin"
-    atomic_files.write(config_path, gin.operative_config_str())
+    _write_config(model_dir)
     outs = stack.enter_context(
       outputs.open_outputs(
         model_dir, all_trials, runs, base_fingerprint=base, step=log_step
@@ -152,7 +158,7 @@ def train(
       state,
       frozen,
       _batches(data, all_trials, config, int(state.step) - base_step),
-      step_fn=_step_fn(model, optimizer, loss, all_trials, config),
+      step_fn=_step_fn(state, model, optimizer, loss, all_trials, config),
       hooks=loop.Hooks(evaluate_state, save),
       logs={name: out.log for name, out in outs.by_name.items()},
       config=config,
@@ -161,12 +167,19 @@ def train(
   assert fingerprint.fingerprint(frozen) == base, "a frozen parameter changed"
   print(f"frozen parameters unchanged: fingerprint {base}")
   if len(all_trials) == 1:
-    if config.eval_at_start and len(history) > 1:
+    if config.eval_at_start and restored is None and len(history) > 1:
       (before,), (after,) = history[0], history[-1]
       print(results.before_and_after(before.metrics, after.metrics))
   elif int(state.step) >= config.train_steps:
     print(outputs.write_results(outs, all_trials, state))
   return state
+
+
+def _write_config(model_dir: str) -> None:
+  """Writes the operative config beside the checkpoints."""
+  if distributed.is_first():
+    path = epath.Path(model_dir) / "operative_config.gin"
+    atomic_files.write(path, gin.operative_config_str())
 
 
 def _identities(
@@ -193,7 +206,7 @@ def _batches(
   all_trials: Sequence[trials.Trial],
   config: loop.LoopConfig,
   start_step: int,
-) -> Iterator[batching.Batch]:
+) -> Iterator[partitioning.Batch]:
   """Returns the batches from a step on, counted from that of the base."""
   batches = [
     task_data.train_batches(
@@ -204,17 +217,24 @@ def _batches(
     )
     for own_data, trial in zip(data, all_trials, strict=True)
   ]
-  return batches[0] if len(batches) == 1 else trials.stack_batches(batches)
+  if len(batches) == 1:
+    return map(partitioning.place_batch, batches[0])
+  place = functools.partial(partitioning.place_batch, row_axis=1)
+  return map(place, trials.stack_batches(batches))
 
 
 def _step_fn(
+  state: trials.State,
   model: t5.Transformer,
   optimizer: optax.GradientTransformation,
   loss: losses.LossConfig,
   all_trials: Sequence[trials.Trial],
   config: loop.LoopConfig,
 ) -> loop.StepFn:
-  """Returns the compiled step of state, frozen and batch."""
+  """Returns the compiled step of state, frozen and batch.
+
+  The next state is placed as this one is, and every device has the metrics.
+  """
   step_fn = functools.partial(
     trainer.train_step,
     model=model,
@@ -222,12 +242,17 @@ def _step_fn(
     loss=loss,
     num_microbatches=config.num_microbatches,
   )
+  everywhere = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
+  jit = functools.partial(
+    jax.jit,
+    donate_argnums=0,
+    out_shardings=(jax.tree.map(lambda x: x.sharding, state), everywhere),
+  )
   rngs = [jax.random.key(trial.seed) for trial in all_trials]
   if len(rngs) == 1:
-    return functools.partial(jax.jit(step_fn, donate_argnums=0), rng=rngs[0])
+    return functools.partial(jit(step_fn), rng=rngs[0])
   step_of_all = functools.partial(trials.train_step, step_fn=step_fn)
-  jitted = jax.jit(step_of_all, donate_argnums=0)
-  return functools.partial(jitted, rngs=jnp.stack(rngs))
+  return functools.partial(jit(step_of_all), rngs=jnp.stack(rngs))
 
 
 def _probes(
@@ -281,7 +306,7 @@ def _evaluate_fn(
     scores = evaluate.teacher_forced(
       own_data,
       params,
-      loss_fn,
+      lambda params, batch: loss_fn(params, partitioning.place_batch(batch)),
       batch_size=config.batch_size,
       num_batches=config.eval_steps,
     )
@@ -291,4 +316,5 @@ def _evaluate_fn(
 
 
 if __name__ == "__main__":
-  configuration.run("prompt_tuning.train.train")
+  with distributed.one_run():
+    configuration.run("prompt_tuning.train.train")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import math
 from typing import NamedTuple
 
+from flax import linen as nn
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
@@ -91,7 +92,13 @@ def loss_fn(
   loss: losses.LossConfig,
 ) -> tuple[Float[Array, ""], losses.LossSums]:
   """Returns what is minimised, and all sums over the tokens."""
-  logits = apply(model, frozen | trainable, batch, dropout_rng)
+  # A prompt may be divided among devices, but none computes with a part.
+  whole = {
+    name: nn.with_logical_constraint(x, ("prompt", "prompt_embed"))
+    for name, x in trainable.items()
+    if name.endswith("/prompt")
+  }
+  logits = apply(model, frozen | trainable | whole, batch, dropout_rng)
   sums = losses.weighted_loss(
     logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"], loss
   )
@@ -124,7 +131,10 @@ def train_step(
   """
   rngs = jax.random.split(jax.random.fold_in(rng, state.step), num_microbatches)
   microbatches = jax.tree.map(
-    lambda x: x.reshape(num_microbatches, -1, *x.shape[1:]), dict(batch)
+    lambda x: nn.with_logical_constraint(  # Each divided among all devices.
+      x.reshape(num_microbatches, -1, x.shape[1]), (None, "batch", None)
+    ),
+    dict(batch),
   )
 
   def add_microbatch(total: tuple, xs: tuple) -> tuple[tuple, None]:

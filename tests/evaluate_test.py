@@ -111,6 +111,13 @@ def test_labels_are_tokenised_as_targets():
   assert tokens.tolist() == [[*no, 1, 0], [8191, *yes, 1]]
 
 
+def test_a_sentinel_that_the_vocabulary_lacks_is_refused():
+  ours = vocabulary_lib.from_sentencepiece(MODEL.read_bytes())
+  bare = ours._replace(size=8092)  # Without its sentinels.
+  with pytest.raises(ValueError, match=r"begins with a sentinel, but the last"):
+    evaluate.label_tokens(["<extra_id_0> yes"], bare)
+
+
 def test_rank_predicts_the_label_with_the_smallest_loss(model, params):
   data = make_data(["ab", "bc", "ca", "ab", "ab"])
   (task,) = data.eval_tasks

@@ -137,11 +137,10 @@ def test_a_checkpoint_of_another_base_or_partition_is_refused(run, tmp_path):
 def test_a_damaged_checkpoint_is_passed_over(run, tmp_path):
   run(tmp_path)
   state = tmp_path / "checkpoint_12" / "state"
-  data = max(
-    (path for path in state.rglob("*") if path.is_file()),
-    key=lambda path: path.stat().st_size,
-  )
-  data.write_bytes(bytes(data.stat().st_size))
+  files = list(state.glob("**/d/*"))
+  assert files
+  for path in files:
+    path.write_bytes(bytes(path.stat().st_size))
   output = run(tmp_path)
   assert "checkpoint_12 is damaged and not used" in output
   assert "from step 8" in output

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes on loopback, through the real command and its launcher."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROMPT = "encoder.prompt.prompt.prompt"
+TINY = (
+  "--gin_file=gin/models/tiny.gin",
+  "--gin_file=gin/prompts/from_class_labels.gin",
+  "--gin_file=gin/runs/prompt_finetune_from_cache.gin",
+  "--gin.MIXTURE_OR_TASK_NAME='demo_sentiment'",
+  "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 4}",
+  "--gin.CLASS_LABELS=['positive', 'negative']",
+  "--gin.INITIAL_CHECKPOINT_PATH=None",
+  "--gin.ACTIVATION_DTYPE='float32'",
+  "--gin.PROMPT_LENGTH=3",
+  "--gin.BATCH_SIZE=8",
+  "--gin.EVAL_STEPS=1",
+  "--gin.EVAL_PERIOD=100",
+  "--gin.t5.T5Config.emb_dim=16",
+  "--gin.t5.T5Config.num_encoder_layers=1",
+  "--gin.t5.T5Config.num_decoder_layers=1",
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  """The demo's task, so that no process waits for TensorFlow."""
+  folder = tmp_path_factory.mktemp("cached") / "cache"
+  files = ("tests/tiny_run.gin", "gin/runs/cache.gin")
+  flags = [f"--gin_file={name}" for name in files]
+  flags += ["--gin.MODEL_DIR=None", f"--gin.CACHE_DIR='{folder}'"]
+  program = [sys.executable, "-m", "prompt_tuning.cache_task", *flags]
+  subprocess.run(program, cwd=ROOT, check=True, capture_output=True)
+  return folder
+
+
+def free_port():
+  with socket.socket() as sock:
+    sock.bind(("127.0.0.1", 0))
+    return sock.getsockname()[1]
+
+
+def start(model_dir, cache, *flags, processes, devices=1):
+  """Starts all processes of a run; each writes a file of its own."""
+  flags = [*TINY, f"--gin.CACHE_DIR='{cache}'", *flags]
+  model_dir.parent.mkdir(exist_ok=True)
+  address = f"127.0.0.1:{free_port()}"
+  result = []
+  for i in range(processes):
+    env = {
+      **os.environ,
+      "PYTHON": sys.executable,
+      "MODEL_DIR": str(model_dir),
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    if processes > 1:
+      env |= {"COORDINATOR_ADDRESS": address, "PROCESS_ID": str(i)}
+      env["NUM_PROCESSES"] = str(processes)
+    with open(f"{model_dir}.{i}", "w") as file:
+      result.append(
+        subprocess.Popen(
+          ["./run_tpu.sh", *flags],
+          cwd=ROOT,
+          env=env,
+          stdout=file,
+          stderr=subprocess.STDOUT,
+        )
+      )
+  return result
+
+
+def finish(processes, model_dir, seconds=300):
+  """Waits; returns the exit codes and what each process has printed."""
+  codes = [process.wait(seconds) for process in processes]
+  return codes, [
+    pathlib.Path(f"{model_dir}.{i}").read_text() for i in range(len(codes))
+  ]
+
+
+def wait_for_step(model_dir, step):
+  """Waits until a line of the log has reached a step."""
+  path = model_dir / "metrics.jsonl"
+  deadline = time.monotonic() + 240
+  while time.monotonic() < deadline:
+    lines = path.read_text().splitlines() if path.exists() else []
+    if lines and json.loads(lines[-1])["step"] >= step:
+      return
+    time.sleep(0.02)
+  pytest.fail(pathlib.Path(f"{model_dir}.0").read_text())
+
+
+def prompt(model_dir, step):
+  path = model_dir / "numpy_checkpoints" / f"checkpoint_{step}" / PROMPT
+  return np.load(path)
+
+
+def metrics(model_dir):
+  lines = (model_dir / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def test_a_malformed_variable_is_refused(monkeypatch):
+  from prompt_tuning import distributed
+
+  monkeypatch.setenv("PROMPT_TUNING_DISTRIBUTED", "1")
+  monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+  with pytest.raises(ValueError, match="JAX_NUM_PROCESSES='two' must be a who"):
+    distributed.initialize()
+
+
+def test_a_process_alone_stops_by_its_own_signal():
+  from prompt_tuning import distributed
+
+  received = threading.Event()
+  with distributed.one_run():
+    assert not distributed.should_stop(received, 1)
+    received.set()
+    assert distributed.should_stop(received, 2)
+    assert distributed.is_first()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("processes", "flags"),
+  [
+    (2, ()),
+    (2, ("--gin.NUM_PARTITIONS=2", "--gin.PROMPT_SHARDING=True")),
+    (4, ("--gin.PARAMETER_SHARDING=True",)),
+  ],
+  ids=["data_2", "model_2", "fsdp_4"],
+)
+def test_processes_train_and_evaluate_as_one(tmp_path, cache, processes, flags):
+  steps = "--gin.TRAIN_STEPS=20"
+  log = "--gin.loop.LoopConfig.log_period=5"
+  one, many = tmp_path / "one", tmp_path / "many"
+  codes, texts = finish(start(one, cache, steps, log, processes=1), one)
+  assert codes == [0], texts[0]
+  running = start(many, cache, steps, log, *flags, processes=processes)
+  codes, texts = finish(running, many)
+  assert codes == [0] * processes, "\n".join(texts)
+  assert "frozen parameters unchanged" in texts[0]
+  assert "frozen parameters unchanged" not in texts[1]
+  np.testing.assert_allclose(prompt(many, 20), prompt(one, 20), atol=1e-3)
+  assert len(metrics(many)) == len(metrics(one))
+  for found, expected in zip(metrics(many), metrics(one), strict=True):
+    assert found.pop("split") == expected.pop("split")
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-3)
+  # Each row is counted once.
+  counts = [
+    sum(x for k, x in metrics(folder)[-1].items() if "/confusion/" in k)
+    for folder in (one, many)
+  ]
+  assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+  "sent", [signal.SIGTERM, signal.SIGKILL], ids=["sigterm", "sigkill"]
+)
+def test_processes_stop_together_and_continue_with_the_same_bits(
+  tmp_path, cache, sent, victim
+):
+  flags = (
+    "--gin.TRAIN_STEPS=800",
+    "--gin.EVAL_PERIOD=800",
+    "--gin.loop.LoopConfig.checkpoint_period=50",
+    "--gin.loop.LoopConfig.log_period=10",
+  )
+  straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+  codes, texts = finish(start(straight, cache, *flags, processes=2), straight)
+  assert codes == [0, 0], "\n".join(texts)
+  running = start(stopped, cache, *flags, processes=2)
+  wait_for_step(stopped, 130)
+  running[victim].send_signal(sent)
+  sent_at = time.monotonic()
+  codes, texts = finish(running, stopped, seconds=60)
+  print(f"{sent.name} to {victim}: {time.monotonic() - sent_at:.1f} s, {codes}")
+  if sent == signal.SIGTERM:
+    assert codes == [0, 0], "\n".join(texts)
+    assert "stopped by SIGTERM; step" in texts[0]
+  else:
+    assert codes[victim] == -signal.SIGKILL
+    assert codes[1 - victim] == 75, "\n".join(texts)
+    assert "most likely because another process has ended" in texts[1 - victim]
+  codes, texts = finish(start(stopped, cache, *flags, processes=2), stopped)
+  assert codes == [0, 0], "\n".join(texts)
+  assert f"continuing {stopped} from step" in texts[0]
+  np.testing.assert_array_equal(prompt(stopped, 800), prompt(straight, 800))
+  logs = [(x / "metrics.jsonl").read_text() for x in (straight, stopped)]
+  assert logs[0] == logs[1]
