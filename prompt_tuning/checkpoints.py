@@ -91,7 +91,8 @@ def restore(
 ) -> tuple[trials.State, Metadata] | None:
   """Restores the newest sound checkpoint; None if there is no checkpoint.
 
-  A damaged one is passed over with a printed line.
+  A damaged one is passed over with a printed line, and deleted if there is a
+  sound one before it.
 
   Args:
     manager: from `open_manager`.
@@ -106,6 +107,7 @@ def restore(
       every checkpoint is damaged.
   """
   steps = sorted(manager.all_steps(), reverse=True)
+  damaged = []
   for step in steps:
     try:
       metadata = _read_metadata(manager, step)
@@ -114,6 +116,7 @@ def restore(
       state = _read(manager, step, like, metadata)
     except _Damaged as error:
       print(f"checkpoint_{step} is damaged and not used: {error}", flush=True)
+      damaged.append(step)
       continue
     found = metadata["base_fingerprint"]
     if found != base_fingerprint:
@@ -121,6 +124,8 @@ def restore(
         f"{path} was trained on another base (fingerprint {found}, now"
         f" {base_fingerprint}): use its base or another MODEL_DIR"
       )
+    for later in damaged:  # Nothing is saved behind a step that is there.
+      manager.delete(later)
     return state, metadata
   if steps:
     raise ValueError(

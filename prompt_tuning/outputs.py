@@ -133,6 +133,13 @@ def write_scores(
     metrics_log.write(outs.means, int(state.step), "eval", means)
 
 
+def forget_best(outs: Outputs) -> None:
+  """Deletes the best checkpoints of an earlier attempt in the same folder."""
+  for out in outs.by_name.values():
+    for step in out.best.all_steps():
+      out.best.delete(step)
+
+
 def write_probes(
   outs: Outputs, step: int, probes: Sequence[Mapping[str, float]]
 ) -> None:

@@ -9,6 +9,7 @@
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import functools
+import math
 from typing import Any
 
 from etils import epath
@@ -105,7 +106,7 @@ def train(
     )
     print(start.parameter_table(state, frozen), flush=True)
     base = fingerprint.fingerprint(frozen)
-    runs = _identities(data, all_trials, config)
+    runs = _identities(state, data, all_trials, config)
     run = trials.joint(all_trials, runs)
     stack.enter_context(partitioning.gathered_parameters())
     manager = stack.enter_context(
@@ -149,6 +150,7 @@ def train(
       outputs.write_prompts(outs, state)
 
     if restored is None:
+      outputs.forget_best(outs)
       outputs.write_prompts(outs, state)  # What drift is counted from.
       if config.probe_base:
         outputs.write_probes(outs, base_step, _probes(data, model, frozen))
@@ -183,11 +185,20 @@ def _write_config(model_dir: str) -> None:
 
 
 def _identities(
+  state: trials.State,
   data: Sequence[task_data.TaskData],
   all_trials: Sequence[trials.Trial],
   config: loop.LoopConfig,
 ) -> list[dict[str, Any]]:
-  """Returns what each trial, restarted, must have in common with itself."""
+  """Returns what each trial, restarted, must have in common with itself.
+
+  The learning rate is that of the first step: a constant one is part of the
+  optimizer's state, so that another would not be heeded.
+  """
+  rates = [
+    float(f"{optim.current_learning_rate(own.opt_state):.6g}") if own else None
+    for own in trials.unstack(state)
+  ]
   return [
     {
       "MIXTURE_OR_TASK_NAME": own_data.name,
@@ -196,8 +207,8 @@ def _identities(
       "num_buckets": config.num_buckets,
       "num_microbatches": config.num_microbatches,
     }
-    | ({"LEARNING_RATES": trial.learning_rate} if trial.learning_rate else {})
-    for trial, own_data in zip(all_trials, data, strict=True)
+    | ({} if rate is None or math.isnan(rate) else {"learning_rate": rate})
+    for trial, own_data, rate in zip(all_trials, data, rates, strict=True)
   ]
 
 

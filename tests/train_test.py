@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 
 import numpy as np
@@ -128,6 +129,8 @@ def test_a_checkpoint_of_another_base_or_partition_is_refused(run, tmp_path):
     run(tmp_path, "t5.T5Config.num_heads = 2", "t5.T5Config.head_dim = 32")
   with pytest.raises(ValueError, match="with RANDOM_SEED=0, now it is 1"):
     run(tmp_path, "RANDOM_SEED = 1")
+  with pytest.raises(ValueError, match="with learning_rate=0.3, now it is 0.1"):
+    run(tmp_path, "optim.adafactor.learning_rate = 0.1")
   with pytest.raises(ValueError, match="trained with BATCH_SIZE=8, now it is"):
     run(tmp_path, "BATCH_SIZE = 16")
   with pytest.raises(ValueError, match="with another partition, prompt or"):
@@ -144,6 +147,20 @@ def test_a_damaged_checkpoint_is_passed_over(run, tmp_path):
   output = run(tmp_path)
   assert "checkpoint_12 is damaged and not used" in output
   assert "from step 8" in output
+  output = run(tmp_path)  # It has been written again.
+  assert "is damaged" not in output
+  assert "from step 12" in output
+
+
+def test_the_best_of_an_earlier_attempt_is_forgotten(run, tmp_path):
+  run(tmp_path)
+  for path in tmp_path.glob("checkpoint_*"):
+    shutil.rmtree(path)
+  (saved,) = (tmp_path / "best").glob("checkpoint_*")
+  saved.rename(tmp_path / "best" / "checkpoint_3")
+  run(tmp_path)
+  (saved,) = (tmp_path / "best").glob("checkpoint_*")
+  assert saved.name != "checkpoint_3"
 
 
 def test_all_parameters_can_be_trained(run, tmp_path):
