@@ -160,6 +160,7 @@ COMMANDS = {
 INCLUDED = {
   "input_file": "infer",
   "loss": "prompt_finetune",
+  "mesh": "prompt_finetune",
   "seqio": "prompt_finetune",
   "trials": "prompt_finetune",
 }

@@ -213,7 +213,7 @@ def test_ranked_predictions_are_all_legal(run, tmp_path):
   assert scores["demo_sentiment/legal_labels"] == 100
   assert scores["demo_sentiment/labels/predicted/other"] == 0
   counts = [x for name, x in scores.items() if "/confusion/" in name]
-  assert sum(counts) == 400
+  assert sum(counts) == 320
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs real data")
