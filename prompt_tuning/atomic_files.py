@@ -69,3 +69,12 @@ def sync_folder(folder: epath.PathLike) -> None:
     os.fsync(descriptor)
   finally:
     os.close(descriptor)
+
+
+def sync_tree(folder: epath.PathLike) -> None:
+  """Makes every file below `folder` survive a loss of power."""
+  for parent, _, files in os.walk(folder):
+    for name in files:
+      with open(os.path.join(parent, name), "rb") as file:
+        os.fsync(file.fileno())
+    sync_folder(parent)

@@ -13,7 +13,6 @@ It appears as a whole or not at all. Nothing in it is trusted when it is read.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-import os
 import pathlib
 import tempfile
 
@@ -21,6 +20,7 @@ import msgpack
 import numpy as np
 
 from prompt_tuning import (
+  atomic_files,
   batching,
   cache_manifest,
   task_data,
@@ -53,6 +53,7 @@ def write(cache_dir: str, data: task_data.TaskData) -> str:
       _check_same(final, manifest)
       return f"{final}: already there, {_summary(manifest)}"
     _write_file(folder / cache_manifest.NAME, cache_manifest.to_json(manifest))
+    atomic_files.sync_tree(folder)
     folder.rename(final)
   return f"{final}: wrote {_summary(manifest)}"
 
@@ -63,8 +64,6 @@ def _write_file(path: pathlib.Path, content: bytes | np.ndarray) -> None:
       file.write(content)
     else:
       np.save(file, content, allow_pickle=False)
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _contents(

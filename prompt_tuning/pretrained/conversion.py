@@ -8,6 +8,7 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 
+from prompt_tuning import atomic_files
 from prompt_tuning.pretrained import hugging_face, safetensors_files, t5x
 from prompt_tuning.pretrained import leaves as leaves_lib
 from prompt_tuning.pretrained.formats import open_checkpoint
@@ -65,11 +66,11 @@ def _write_folder(
       t5x.write(temporary, base, dtype=dtype)
     else:
       hugging_face.write(temporary, base.leaves, dtype=dtype)
-    safetensors_files.sync_tree(temporary)
+    atomic_files.sync_tree(temporary)
     temporary.rename(path)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
-  safetensors_files.sync_folder(path.parent)
+  atomic_files.sync_folder(path.parent)
 
 
 def convert(

@@ -9,8 +9,6 @@ https://huggingface.co/docs/safetensors
 from collections.abc import Iterator, Mapping
 import json
 import math
-import os
-import pathlib
 from typing import IO, Any, NamedTuple
 
 from etils import epath
@@ -18,7 +16,6 @@ import ml_dtypes
 import numpy as np
 
 from prompt_tuning import atomic_files
-from prompt_tuning.atomic_files import sync_folder
 from prompt_tuning.pretrained import leaves as leaves_lib
 from prompt_tuning.pretrained.leaves import Leaf, Region
 
@@ -205,12 +202,3 @@ def write_file(
     for name, leaf in ordered.items():
       array = leaves_lib.read(leaf, leaves_lib.whole(leaf.shape), dtypes[name])
       file.write(array.reshape(-1).view(np.uint8).data)
-
-
-def sync_tree(folder: pathlib.Path) -> None:
-  """Makes every file below `folder` survive a loss of power."""
-  for parent, _, files in os.walk(folder):
-    for name in files:
-      with open(os.path.join(parent, name), "rb") as file:
-        os.fsync(file.fileno())
-    sync_folder(pathlib.Path(parent))
