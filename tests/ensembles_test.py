@@ -43,6 +43,7 @@ def test_labels_in_one_pass_score_as_in_separate_runs(model, params, inputs):
   assert np.ptp(found, axis=1).min() > 1e-3, "the prompts make no difference"
 
 
+@pytest.mark.slow
 def test_texts_in_one_pass_are_those_of_separate_runs(model, params, inputs):
   generate = jax.jit(
     functools.partial(ensembles.generate, model=model, max_decode_length=4)

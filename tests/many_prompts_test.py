@@ -151,6 +151,7 @@ def test_several_trials_leave_one_checkpoint_and_a_folder_each(three):
   assert written["groups"][""]["score"]["num_trials"] == 3
 
 
+@pytest.mark.slow
 def test_learning_rates_and_initialisers_are_trials_too(run, three, tmp_path):
   run(
     tmp_path / "many",
@@ -172,6 +173,7 @@ def test_learning_rates_and_initialisers_are_trials_too(run, three, tmp_path):
   assert_same_run(many / "random-lr_1.5", tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_each_task_has_its_own_prompt(run, three, tmp_path):
   run(
     tmp_path / "two",

@@ -163,6 +163,7 @@ def test_the_best_of_an_earlier_attempt_is_forgotten(run, tmp_path):
   assert saved.name != "checkpoint_3"
 
 
+@pytest.mark.slow
 def test_all_parameters_can_be_trained(run, tmp_path):
   output = run(
     tmp_path,
