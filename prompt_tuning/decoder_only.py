@@ -80,6 +80,7 @@ class Decoder(nn.Module):
     if num_empty is not None:
       x = _align_right(x, num_empty)
     return stacks.run_decoder(
+      self,
       config,
       embed,
       x,

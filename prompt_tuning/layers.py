@@ -7,17 +7,25 @@ and head width minor in a joined axis, and nothing has a bias vector.
 """
 
 from collections.abc import Callable
+import functools
 import math
 
 from flax import linen as nn
 from flax.linen import partitioning
 import jax
-from jax import lax
+from jax import ad_checkpoint, lax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from prompt_tuning import flash_attention
+
 Initializer = Callable[..., Array]
+
+# The products of a layer, whose recomputation would cost as much as they did;
+# names for `jax.checkpoint`.
+PRODUCTS = ("query", "key", "value", "wi")
+DROPOUT_MASK = "dropout_mask"
 
 # Added to the logit of a position that may not be attended to. A query without
 # any visible key thereby attends to all keys alike, as in T5X.
@@ -67,6 +75,9 @@ class Projection(nn.Module):
       self.param_dtype,
       axes=self.axes,
     )
+    if inputs.dtype == kernel.dtype and self.dtype == jnp.float32:
+      # Sums in float32 what is exact in it, without copies in float32.
+      return jnp.dot(inputs, kernel, preferred_element_type=jnp.float32)
     return jnp.dot(inputs.astype(self.dtype), kernel.astype(self.dtype))
 
 
@@ -139,6 +150,39 @@ class Embed(nn.Module):
     return jnp.dot(x.astype(jnp.float32), table.T)
 
 
+class Dropout(nn.Module):
+  """Drops features; what Flax's `Dropout` does, from the same random bits.
+
+  The mask has a name for `jax.checkpoint`, since drawing it twice takes longer
+  than to keep it.
+
+  Attributes:
+    rate: share of the features that become 0; the others are divided by what
+      is left.
+    broadcast_dims: axes along which all elements are dropped together.
+  """
+
+  rate: float
+  broadcast_dims: tuple[int, ...] = ()
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "*N"], *, deterministic: bool
+  ) -> Float[Array, "*N"]:
+    """Drops features, unless `deterministic`."""
+    if deterministic or self.rate == 0.0:
+      return x
+    if self.rate == 1.0:
+      return jnp.zeros_like(x)
+    shape = list(x.shape)
+    for axis in self.broadcast_dims:
+      shape[axis] = 1
+    keep = 1.0 - self.rate
+    mask = jax.random.bernoulli(self.make_rng("dropout"), keep, tuple(shape))
+    mask = ad_checkpoint.checkpoint_name(mask, DROPOUT_MASK)
+    return jnp.where(mask, x / keep, jnp.zeros_like(x))
+
+
 class Attention(nn.Module):
   """Multi-head attention without 1/sqrt(K): it is in the query's initialiser.
 
@@ -167,6 +211,7 @@ class Attention(nn.Module):
     mask: Bool[Array, "#B 1 #Q _"] | None,
     bias: Float[Array, "1 H M M"] | None,
     *,
+    lengths: Int[Array, " B"] | None = None,
     deterministic: bool,
     decode: bool = False,
     keep: bool = False,
@@ -179,6 +224,8 @@ class Attention(nn.Module):
       mask: True = may attend. None: every key is visible. While decoding it is
         as long as the cache, whose empty places need not be masked.
       bias: added to the logits; the relative position bias of all positions.
+      lengths: how many positions of `inputs_kv` come before the padding. If
+        given, the kernel of `flash_attention` is used, and `mask` is not.
       deterministic: no dropout.
       decode: keep keys and values in the collection `cache`. The call that
         creates the cache sets its length by that of its input; later calls
@@ -198,6 +245,7 @@ class Attention(nn.Module):
         param_dtype=self.param_dtype,
         name=name,
       )(inputs)
+      heads = ad_checkpoint.checkpoint_name(heads, name)
       return heads.reshape(*heads.shape[:2], self.num_heads, self.head_dim)
 
     query_init = lambda *args: _ATTENTION_INIT(*args) / scale
@@ -214,18 +262,10 @@ class Attention(nn.Module):
     if decode:
       key, value, mask, bias = self._extend_cache(key, value, mask, bias)
 
-    if self.float32_logits:
-      query, key = query.astype(jnp.float32), key.astype(jnp.float32)
-    logits = jnp.einsum("BQHK,BNHK->BHQN", query, key)
-    if bias is not None:
-      logits = logits + bias.astype(logits.dtype)
-    if mask is not None:
-      logits = logits + jnp.where(mask, 0.0, MASKED_LOGIT).astype(logits.dtype)
-    weights = jax.nn.softmax(logits).astype(self.dtype)
-    weights = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(
-      weights, deterministic=deterministic
-    )
-    joined = jnp.einsum("BHQN,BNHK->BQHK", weights, value)
+    attend = self._attend_plainly
+    if lengths is not None and not decode:
+      attend = functools.partial(self._attend_flash, lengths=lengths)
+    joined = attend(query, key, value, mask, bias, deterministic=deterministic)
     return Projection(
       inputs_q.shape[-1],
       axes=("joined_kv", "embed"),
@@ -234,6 +274,59 @@ class Attention(nn.Module):
       param_dtype=self.param_dtype,
       name="out",
     )(joined.reshape(*joined.shape[:2], -1))
+
+  def _dropout(
+    self, weights: Float[Array, "B H #Q N"], *, deterministic: bool
+  ) -> Array:
+    """Drops keys, for all queries of a head at once."""
+    return nn.Dropout(
+      self.dropout_rate, broadcast_dims=(-2,), name="Dropout_0"
+    )(weights, deterministic=deterministic)
+
+  def _attend_plainly(
+    self,
+    query: Float[Array, "B Q H K"],
+    key: Float[Array, "B N H K"],
+    value: Float[Array, "B N H K"],
+    mask: Bool[Array, "#B 1 #Q N"] | None,
+    bias: Float[Array, "1 H Q N"] | None,
+    *,
+    deterministic: bool,
+  ) -> Float[Array, "B Q H K"]:
+    """Computes logits, softmax and output one after the other."""
+    if self.float32_logits:
+      query, key = query.astype(jnp.float32), key.astype(jnp.float32)
+    logits = jnp.einsum("BQHK,BNHK->BHQN", query, key)
+    if bias is not None:
+      logits = logits + bias.astype(logits.dtype)
+    if mask is not None:
+      logits = logits + jnp.where(mask, 0.0, MASKED_LOGIT).astype(logits.dtype)
+    weights = jax.nn.softmax(logits).astype(self.dtype)
+    weights = self._dropout(weights, deterministic=deterministic)
+    return jnp.einsum("BHQN,BNHK->BQHK", weights, value)
+
+  def _attend_flash(
+    self,
+    query: Float[Array, "B Q H K"],
+    key: Float[Array, "B N H K"],
+    value: Float[Array, "B N H K"],
+    mask: Bool[Array, "#B 1 #Q N"] | None,
+    bias: Float[Array, "1 H Q N"] | None,
+    *,
+    lengths: Int[Array, " B"],
+    deterministic: bool,
+  ) -> Float[Array, "B Q H K"]:
+    """Computes the same in one kernel.
+
+    A weight that is dropped for all queries is a value that is dropped.
+    """
+    del mask
+    batch, num_keys = key.shape[:2]
+    if not deterministic and self.dropout_rate:
+      kept = jnp.ones((batch, self.num_heads, 1, num_keys), self.dtype)
+      kept = self._dropout(kept, deterministic=False)
+      value = value * kept.transpose(0, 3, 1, 2)
+    return flash_attention.attend(query, key, value, bias, lengths)
 
   def _extend_cache(
     self,
@@ -297,10 +390,12 @@ class MLP(nn.Module):
         param_dtype=self.param_dtype,
         name="wi" if len(self.activations) == 1 else f"wi_{i}",
       )(x)
+      hidden = ad_checkpoint.checkpoint_name(hidden, "wi")
       if activation != "linear":
         hidden = getattr(jax.nn, activation)(hidden)
       gated = hidden if gated is None else gated * hidden
-    gated = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(
+    assert gated is not None, "activations must not be empty"
+    gated = Dropout(self.dropout_rate, broadcast_dims=(-2,))(
       gated, deterministic=deterministic
     )
     return Projection(

@@ -4,14 +4,19 @@
 Names, shapes, logical axes and numerics are those of T5X's example network.
 """
 
+from collections.abc import Callable
 import dataclasses
 
 from flax import linen as nn
+import jax
+from jax import ad_checkpoint
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from prompt_tuning import layers, prompts, relative_position
+from prompt_tuning import flash_attention, layers, prompts, relative_position
+
+REMAT = ("none", "minimal", "full")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +40,13 @@ class T5Config:
     logits_via_embedding: output through the transposed embedding table.
     float32_attention_logits: attention logits in float32 whatever `dtype`.
     one_hot_embedding: see `layers.Embed`.
+    attention: how attention to the encoder's positions is computed: "plain";
+      "cudnn", the kernel of `flash_attention`; or "auto", the kernel where it
+      can run. Rows whose padding is not all at the end, packed ones and prompts
+      with a visibility of their own are computed plainly whatever is set.
+    remat: what a layer keeps for the backward pass: "none", whatever XLA
+      chooses; "minimal", the results of products alone; "full", its input
+      alone, so that it is computed twice.
     dtype: dtype of the activations; logits are float32 always.
     param_dtype: dtype in which the parameters, but for the prompt, are stored.
   """
@@ -51,17 +63,27 @@ class T5Config:
   logits_via_embedding: bool = False
   float32_attention_logits: bool = False
   one_hot_embedding: bool = False
+  attention: str = "plain"
+  remat: str = "none"
   dtype: DTypeLike = jnp.float32
   param_dtype: DTypeLike = jnp.float32
+
+  def __post_init__(self) -> None:
+    if self.remat not in REMAT:
+      raise ValueError(f"REMAT={self.remat!r} must be one of {REMAT}")
+    if self.attention not in flash_attention.KINDS:
+      raise ValueError(
+        f"ATTENTION={self.attention!r} must be one of {flash_attention.KINDS}"
+      )
 
 
 def _norm(config: T5Config, name: str) -> layers.RMSNorm:
   return layers.RMSNorm(config.dtype, config.param_dtype, name=name)
 
 
-def _dropout(config: T5Config) -> nn.Dropout:
+def _dropout(config: T5Config) -> layers.Dropout:
   """Drops features of a row for all of its positions at once, as T5 does."""
-  return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+  return layers.Dropout(config.dropout_rate, broadcast_dims=(-2,))
 
 
 def _attention(config: T5Config, name: str) -> layers.Attention:
@@ -99,6 +121,11 @@ def _position_bias(
   )
 
 
+def _keep(x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+  """Names the sum of a layer's residual branch, for `_rematerialized`."""
+  return ad_checkpoint.checkpoint_name(x, "residual")
+
+
 class EncoderLayer(nn.Module):
   """Self-attention and feed-forward block, each normalised before."""
 
@@ -108,18 +135,19 @@ class EncoderLayer(nn.Module):
   def __call__(
     self,
     x: Float[Array, "B S D"],
-    mask: Bool[Array, "B 1 S S"],
+    mask: Bool[Array, "B 1 S S"] | None,
     bias: Float[Array, "1 H S S"],
+    lengths: Int[Array, " B"] | None,
     *,
     deterministic: bool,
   ) -> Float[Array, "B S D"]:
-    """Applies the layer."""
+    """Applies the layer; see `layers.Attention` for the arguments."""
     config = self.config
     y = _norm(config, "pre_attention_layer_norm")(x)
     y = _attention(config, "attention")(
-      y, y, mask, bias, deterministic=deterministic
+      y, y, mask, bias, lengths=lengths, deterministic=deterministic
     )
-    x = x + _dropout(config)(y, deterministic=deterministic)
+    x = _keep(x + _dropout(config)(y, deterministic=deterministic))
     y = _norm(config, "pre_mlp_layer_norm")(x)
     y = _mlp(config)(y, deterministic=deterministic)
     return x + _dropout(config)(y, deterministic=deterministic)
@@ -141,11 +169,12 @@ class DecoderLayer(nn.Module):
     mask: Bool[Array, "N 1 U M"] | None,
     encoder_decoder_mask: Bool[Array, "B 1 #U S"] | None,
     bias: Float[Array, "1 H M M"],
+    lengths: Int[Array, " B"] | None,
     *,
     deterministic: bool,
     decode: bool = False,
   ) -> Float[Array, "N U D"]:
-    """Applies the layer.
+    """Applies the layer; `lengths` are those of the encoder's rows.
 
     While decoding, several rows in a row may belong to one encoded input.
     """
@@ -154,7 +183,7 @@ class DecoderLayer(nn.Module):
     y = _attention(config, "self_attention")(
       y, y, mask, bias, deterministic=deterministic, decode=decode
     )
-    x = x + _dropout(config)(y, deterministic=deterministic)
+    x = _keep(x + _dropout(config)(y, deterministic=deterministic))
     if encoded is not None:
       y = _norm(config, "pre_cross_attention_layer_norm")(x)
       # As queries of their one input, so that its keys need no copies.
@@ -163,31 +192,105 @@ class DecoderLayer(nn.Module):
         encoded,
         encoder_decoder_mask,
         None,
+        lengths=lengths,
         deterministic=deterministic,
         keep=decode,
       ).reshape(y.shape)
-      x = x + _dropout(config)(y, deterministic=deterministic)
+      x = _keep(x + _dropout(config)(y, deterministic=deterministic))
     y = _norm(config, "pre_mlp_layer_norm")(x)
     y = _mlp(config)(y, deterministic=deterministic)
     return x + _dropout(config)(y, deterministic=deterministic)
 
 
+# A layer's name, and its call of a layer, the stream and what all layers share.
+_Apply = Callable[..., Float[Array, "B S D"]]
+
+
+def _run_layers(
+  parent: nn.Module,
+  layer_type: type[nn.Module],
+  num_layers: int,
+  apply: _Apply,
+  x: Float[Array, "B S D"],
+  config: T5Config,
+) -> Float[Array, "B S D"]:
+  """Runs the layers of a stack, submodules of `parent`, one after the other.
+
+  They are scanned where `parent` has their parameters stacked; see
+  `layer_stacking`.
+
+  Args:
+    parent: the encoder or decoder.
+    layer_type: of the layers.
+    num_layers: how many.
+    apply: of a layer and its input.
+    x: input of the first layer.
+    config: the sizes.
+  """
+  if parent.is_initializing():
+    for i in range(num_layers):
+      x = apply(layer_type(config, name=f"layers_{i}"), x)
+    return x
+  if parent.has_variable("params", "layers"):
+    apply = _rematerialized(apply, config, in_scan=True)
+    scan = nn.scan(
+      lambda layer, x, _: (apply(layer, x), None),
+      variable_axes={"params": 0},
+      split_rngs={"dropout": True},
+      length=num_layers,
+    )
+    return scan(layer_type(config, name="layers"), x, None)[0]
+  apply = _rematerialized(apply, config, in_scan=False)
+  for i in range(num_layers):
+    x = apply(layer_type(config, name=f"layers_{i}"), x)
+  return x
+
+
+def _rematerialized(
+  apply: _Apply, config: T5Config, *, in_scan: bool
+) -> _Apply:
+  """Lets the backward pass of a layer compute again what it does not keep."""
+  if config.remat == "none":
+    return apply
+  policy = None
+  if config.remat == "minimal":
+    policy = jax.checkpoint_policies.save_only_these_names(
+      "residual",
+      layers.DROPOUT_MASK,
+      *layers.PRODUCTS,
+      *flash_attention.KEPT,
+    )
+  return nn.remat(apply, policy=policy, prevent_cse=not in_scan)
+
+
 def _encode(
+  parent: nn.Module,
   config: T5Config,
   x: Float[Array, "B S D"],
-  mask: Bool[Array, "B 1 S S"],
+  mask: Bool[Array, "B 1 S S"] | None,
+  lengths: Int[Array, " B"] | None,
   *,
   deterministic: bool,
 ) -> Float[Array, "B S D"]:
-  """Runs the encoder's layers as submodules of the module that calls this."""
+  """Runs the encoder's layers as submodules of `parent`, which calls this."""
+  num_positions = x.shape[1]
+  if lengths is not None:  # They say what the mask does.
+    mask = None
+    missing = flash_attention.padding(num_positions)
+    x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
   bias = _position_bias(config, bidirectional=True)(x.shape[1])
   x = _dropout(config)(x, deterministic=deterministic)
-  for i in range(config.num_encoder_layers):
-    layer = EncoderLayer(config, name=f"layers_{i}")
-    x = layer(x, mask, bias, deterministic=deterministic)
-  x = _norm(config, "encoder_norm")(x)
+  x = _run_layers(
+    parent,
+    EncoderLayer,
+    config.num_encoder_layers,
+    lambda layer, x: layer(x, mask, bias, lengths, deterministic=deterministic),
+    x,
+    config,
+  )
+  x = _norm(config, "encoder_norm")(x[:, :num_positions])
   # The one place where T5X drops single elements, not whole features.
-  return nn.Dropout(config.dropout_rate)(x, deterministic=deterministic)
+  return layers.Dropout(config.dropout_rate)(x, deterministic=deterministic)
 
 
 class Encoder(nn.Module):
@@ -201,12 +304,15 @@ class Encoder(nn.Module):
     tokens: Int[Array, "B T"],
     embedded: Float[Array, "B T D"],
     mask: Bool[Array, "B 1 T T"],
+    lengths: Int[Array, " B"] | None = None,
     *,
     deterministic: bool,
   ) -> Float[Array, "B T D"]:
     """Encodes the embedded tokens."""
     del tokens
-    return _encode(self.config, embedded, mask, deterministic=deterministic)
+    return _encode(
+      self, self.config, embedded, mask, lengths, deterministic=deterministic
+    )
 
 
 class PromptEncoder(nn.Module):
@@ -226,39 +332,51 @@ class PromptEncoder(nn.Module):
     tokens: Int[Array, "B T"],
     embedded: Float[Array, "B T D"],
     mask: Bool[Array, "B 1 S S"],
+    lengths: Int[Array, " B"] | None = None,
     *,
     deterministic: bool,
   ) -> Float[Array, "B S D"]:
     """Joins the prompt, then encodes; dropout falls on the prompt too."""
     joined = self.prompt(tokens, embedded)
-    return _encode(self.config, joined, mask, deterministic=deterministic)
+    return _encode(
+      self, self.config, joined, mask, lengths, deterministic=deterministic
+    )
 
 
 def run_decoder(  # noqa: PLR0913  # As many as the decoder has inputs.
+  parent: nn.Module,
   config: T5Config,
   embed: layers.Embed,
   x: Float[Array, "N U D"],
   encoded: Float[Array, "B S D"] | None,
   mask: Bool[Array, "N 1 U M"] | None,
   encoder_decoder_mask: Bool[Array, "B 1 #U S"] | None,
+  lengths: Int[Array, " B"] | None = None,
   *,
   num_positions: int,
   deterministic: bool,
   decode: bool = False,
 ) -> Float[Array, "N U V"]:
-  """Runs the decoder's layers as submodules of the module that calls this."""
+  """Runs the decoder's layers as submodules of `parent`, which calls this."""
   bias = _position_bias(config, bidirectional=False)(num_positions)
   x = _dropout(config)(x, deterministic=deterministic)
-  for i in range(config.num_decoder_layers):
-    x = DecoderLayer(config, name=f"layers_{i}")(
+  x = _run_layers(
+    parent,
+    DecoderLayer,
+    config.num_decoder_layers,
+    lambda layer, x: layer(
       x,
       encoded,
       mask,
       encoder_decoder_mask,
       bias,
+      lengths,
       deterministic=deterministic,
       decode=decode,
-    )
+    ),
+    x,
+    config,
+  )
   x = _norm(config, "decoder_norm")(x)
   x = _dropout(config)(x, deterministic=deterministic)
   # Logits in float32, for the stability of the softmax.
@@ -286,6 +404,7 @@ class Decoder(nn.Module):
     encoded: Float[Array, "B S D"],
     mask: Bool[Array, "N 1 U U"] | None,
     encoder_decoder_mask: Bool[Array, "B 1 #U S"],
+    lengths: Int[Array, " B"] | None = None,
     *,
     deterministic: bool,
     decode: bool = False,
@@ -293,12 +412,14 @@ class Decoder(nn.Module):
   ) -> Float[Array, "N U V"]:
     """Decodes all positions, or with `decode` the next one."""
     return run_decoder(
+      self,
       self.config,
       self.embed,
       self.embed(tokens),
       encoded,
       mask,
       encoder_decoder_mask,
+      lengths,
       num_positions=(decode and max_decode_length) or tokens.shape[1],
       deterministic=deterministic,
       decode=decode,

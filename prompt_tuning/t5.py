@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from prompt_tuning import layers, prompts, stacks
+from prompt_tuning import flash_attention, layers, prompts, stacks
 from prompt_tuning.stacks import T5Config
 
 __all__ = ["T5Config", "Transformer", "init_params", "param_shapes"]
@@ -67,6 +67,20 @@ class Transformer(nn.Module):
         " the input: use join=@prompts.prefix_prompt, or prompts of one length"
       )
 
+  def _kernel_lengths(
+    self, tokens: Int[Array, "B T"]
+  ) -> Int[Array, " B"] | None:
+    """Counts the real positions of each row, if the kernel is to be used."""
+    prompt, config = self.prompt, self.config
+    if not flash_attention.is_used(config.attention, config.dtype):
+      return None
+    if prompt is not None and (
+      set(prompt.visibility) != set(prompts.FULL_VISIBILITY)
+    ):
+      return None
+    lengths = jnp.sum(tokens > 0, axis=1)
+    return lengths + (0 if prompt is None else prompt.length)
+
   def encode(
     self,
     encoder_input_tokens: Int[Array, "B T"],
@@ -107,9 +121,12 @@ class Transformer(nn.Module):
       )
     if encoder_segment_ids is not None:
       mask &= _same_segment(encoder_segment_ids, encoder_segment_ids)
+    lengths = None
+    if encoder_segment_ids is None and prompt_lengths is None:
+      lengths = self._kernel_lengths(tokens)
     embedded = self.token_embedder(tokens)
     return self.encoder(
-      tokens, embedded, mask, deterministic=not enable_dropout
+      tokens, embedded, mask, lengths, deterministic=not enable_dropout
     )
 
   def decode(  # noqa: PLR0913  # T5X's arguments.
@@ -175,11 +192,15 @@ class Transformer(nn.Module):
       mask &= _same_segment(decoder_segment_ids, decoder_segment_ids)
     if decoder_segment_ids is not None and encoder_segment_ids is not None:
       cross_mask &= _same_segment(decoder_segment_ids, encoder_segment_ids)
+    lengths = None
+    if encoder_segment_ids is None and prompt_lengths is None:
+      lengths = self._kernel_lengths(encoder_input_tokens)
     return self.decoder(
       decoder_input_tokens,
       encoded,
       mask,
       cross_mask,
+      lengths,
       deterministic=not enable_dropout,
       decode=decode,
       max_decode_length=max_decode_length,

@@ -210,7 +210,7 @@ def test_loss_falls_on_a_fixed_problem(model, params, tiny_batch):
     state, metrics = step_fn(state, frozen, tiny_batch, jax.random.key(0))
     loss.append(float(metrics.sums.loss))
   np.testing.assert_allclose(loss[0], 113.133, atol=1e-2)
-  assert min(loss) < 50
+  assert min(loss) < loss[0] / 2
 
 
 def test_an_sgd_partition_has_no_learning_rate_to_report():
