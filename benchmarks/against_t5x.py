@@ -13,7 +13,7 @@ speed, and when the first one was done. T5X must be installed: see docs/t5x.md.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 import os
 import pathlib
 import statistics
@@ -111,6 +111,23 @@ def read_events(folder: pathlib.Path) -> Iterator[Event]:
           yield Event(value.tag, event.step, event.wall_time, float(number))
 
 
+def command(program: Program, macros: Mapping[str, str]) -> list[str]:
+  """Returns the command line of a program that trains T5 1.1 small."""
+  files = ("gin/models/t5_1_1_small.gin", *program.gin_files)
+  bindings = (*(f"{name}={x}" for name, x in macros.items()), *program.bindings)
+  return [
+    *(sys.executable, "-m", program.module),
+    *(f"--gin_file={name}" for name in files),
+    *(f"--gin.{binding}" for binding in bindings),
+  ]
+
+
+def speeds_behind(events: Sequence[Event], step: int) -> list[float]:
+  """Returns the steps per second of each step behind one."""
+  name = "timing/steps_per_second"
+  return [x.value for x in events if x.tag.endswith(name) and x.step > step]
+
+
 def measure(program: Program, base: str, num_steps: int) -> dict[str, float]:
   """Trains in a process of its own.
 
@@ -123,24 +140,13 @@ def measure(program: Program, base: str, num_steps: int) -> dict[str, float]:
       "INITIAL_CHECKPOINT_PATH": repr(base),
       "TRAIN_STEPS": str(BASE_STEP + num_steps),
     }
-    files = ("gin/models/t5_1_1_small.gin", *program.gin_files)
-    bindings = (
-      *(f"{name}={x}" for name, x in macros.items()),
-      *program.bindings,
-    )
-    command = [sys.executable, "-m", program.module]
-    command += [f"--gin_file={name}" for name in files]
-    command += [f"--gin.{binding}" for binding in bindings]
     started = time.time()
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+      command(program, macros), cwd=ROOT, check=True, capture_output=True
+    )
     events = list(read_events(pathlib.Path(folder, program.events)))
   first = min(x.wall_time for x in events if x.step == BASE_STEP + 1)
-  speeds = [
-    x.value
-    for x in events
-    if x.tag.endswith("timing/steps_per_second")
-    and x.step > BASE_STEP + WARM_UP
-  ]
+  speeds = speeds_behind(events, BASE_STEP + WARM_UP)
   return {
     "step, median [s]": 1 / statistics.median(speeds),
     "step, fastest [s]": 1 / max(speeds),

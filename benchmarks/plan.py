@@ -41,12 +41,12 @@ class Pod(NamedTuple):
 
 
 _V3 = (16, 61e12, 450 * GIGA, 100 * GIGA)  # A core, half a chip.
-_V4 = (16, 137e12, 614 * GIGA, 45 * GIGA)  # A core, half a chip.
+_V4 = (32, 275e12, 1228 * GIGA, 45 * GIGA)  # A chip: its cores are one device.
 _V5E = (16, 197e12, 819 * GIGA, 45 * GIGA)
 _H200 = (131, 989e12, 4800 * GIGA, 450 * GIGA)
 PODS = {
   "v3-32": Pod(32, *_V3, "v3:4x4", num_partitions=8),
-  "v4-8": Pod(8, *_V4, "v4:2x2x1", 4, num_microbatches=4),
+  "v4-8": Pod(4, *_V4, "v4:2x2x1", 4, num_microbatches=4),
   "v5e-16": Pod(16, *_V5E, "v5e:4x4", num_partitions=4),
   "v5e-16 fsdp": Pod(16, *_V5E, "v5e:4x4", 1, True),
   "8 x H200": Pod(8, *_H200, None),
@@ -194,8 +194,9 @@ def compile_plan(pod: Pod, sizes: Sizes, *, for_tpu: bool) -> None:
   )
   devices, kind = jax.devices("cpu")[: pod.num_devices], "virtual CPUs"
   if pod.topology is not None and for_tpu:
+    cores = "megacore" if pod.topology.startswith("v4") else "default"
     devices = topologies.get_topology_desc(
-      topology_name=pod.topology, platform="tpu"
+      topology_name=pod.topology, platform="tpu", chip_config_name=cores
     ).devices
     kind = devices[0].device_kind
   model = t5.Transformer(

@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
-from prompt_tuning import decoding, evaluate, t5
+from prompt_tuning import decoding, evaluate, partitioning, t5
 from prompt_tuning import vocabulary as vocabulary_lib
 
 # Scored by the model's own log-probabilities.
@@ -68,15 +68,15 @@ class Prediction(NamedTuple):
 
 
 class Batch(NamedTuple):
-  """What is answered.
+  """What is answered, still on the host or placed.
 
   Attributes:
     tokens: the inputs; 0 is padding.
     prompt_lengths: see `t5.Transformer.encode`.
   """
 
-  tokens: Int[np.ndarray, "B T"]
-  prompt_lengths: Int[np.ndarray, " B"] | None
+  tokens: Int[Array | np.ndarray, "B T"]
+  prompt_lengths: Int[Array | np.ndarray, " B"] | None
 
 
 def generate(
@@ -100,17 +100,16 @@ def generate(
     max_decode_length: number of positions, U.
     vocabulary: to read the results with.
   """
-  tokens, scores = jax.device_get(
-    _generate(
-      params,
-      batch.tokens,
-      rng,
-      batch.prompt_lengths,
-      model=network,
-      config=decoder,
-      max_decode_length=max_decode_length,
-    )
+  found = _generate(
+    params,
+    batch.tokens,
+    rng,
+    batch.prompt_lengths,
+    model=network,
+    config=decoder,
+    max_decode_length=max_decode_length,
   )
+  tokens, scores = jax.device_get(partitioning.gather(found))
   # Best last, as T5X has them.
   pairs = zip(tokens[:, ::-1], scores[:, ::-1], strict=True)
   return [_decode(*pair, vocabulary) for pair in pairs]
@@ -186,7 +185,7 @@ def rank(
     per_token=labels.per_token,
   )
   result = []
-  for row in jax.device_get(scores):
+  for row in jax.device_get(partitioning.gather(scores)):
     order = np.argsort(-row, kind="stable").tolist()
     texts = tuple(labels.texts[i] for i in order)
     result.append(Prediction(texts, tuple(row[order].tolist())))

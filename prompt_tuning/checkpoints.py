@@ -150,27 +150,26 @@ def save_best(
   state: trainer.TrainState,
   score: float,
   metadata: Metadata,
-) -> bool:
-  """Saves a state if its score is above that of the one saved before.
+) -> None:
+  """Saves a state with its score.
 
   Args:
     manager: of a folder for the best checkpoint alone, which keeps one.
     state: see `save`.
-    score: to select by; higher is better.
+    score: for which `is_best` holds.
     metadata: see `save`.
-
-  Returns:
-    Whether it was saved.
   """
-  manager.wait_until_finished()
-  if score <= best_score(manager):
-    return False
   save(manager, state, {**metadata, "score": score})
-  return True
+
+
+def is_best(manager: ocp.CheckpointManager, score: float) -> bool:
+  """Tells whether a score is above that of the best checkpoint."""
+  return score > best_score(manager)
 
 
 def best_score(manager: ocp.CheckpointManager) -> float:
   """Returns the score of the best checkpoint; minus infinity without one."""
+  manager.wait_until_finished()
   step = manager.latest_step()
   if step is None:
     return -math.inf

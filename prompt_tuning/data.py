@@ -75,8 +75,6 @@ def from_seqio(
     if "validation" in splits and task.metric_fns:
       rows = read(task, "validation")
       eval_tasks.append(_eval_task(task, rows, scoring_fn(task.name)))
-  if not train_sources:
-    raise ValueError(f"{mixture_or_task_name} has no train split")
   used = tasks[0][0].output_features["targets"].vocabulary
   return task_data.TaskData(
     mixture_or_task_name,

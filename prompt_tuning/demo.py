@@ -17,7 +17,7 @@ from typing import NamedTuple
 from etils import epath
 from matplotlib import figure
 
-from prompt_tuning import configuration, evaluation_report
+from prompt_tuning import configuration, evaluation_report, trials
 
 _PLAIN, _PRETRAINED, _RANDOM = (
   "no prompt",
@@ -28,26 +28,34 @@ _COLOURS = {_PLAIN: "#888888", _PRETRAINED: "#2166ac", _RANDOM: "#b2182b"}
 
 
 class Point(NamedTuple):
-  """Accuracy at a step, in percent: mean and deviation over the seeds."""
+  """Accuracy at a step, in percent.
+
+  Attributes:
+    step: which.
+    mean: over the seeds.
+    sd: sample standard deviation over the seeds; None of one.
+  """
 
   step: int
   mean: float
-  sd: float
+  sd: float | None
 
 
 def demo(
   *,
   model_dir: str,
   base: str,
-  train_fn: Callable[..., object],
+  train_steps: int,
+  train_fn: Callable[..., trials.State],
   evaluate_fn: Callable[..., Mapping[str, evaluation_report.Scores]],
 ) -> None:
-  """Tunes, compares and draws.
+  """Tunes, compares and draws; ends early if SIGTERM ends a training.
 
   Args:
     model_dir: gets the runs `pretrained`, `random` and `no_prompt`, and
       `demo.png`.
     base: the pretrained base.
+    train_steps: of each training.
     train_fn: `train.train`, which is called with folder and base.
     evaluate_fn: `eval.evaluate`, which is called with folder, base and prompt.
   """
@@ -57,10 +65,17 @@ def demo(
     checkpoint_path=base,
     prompt_file=None,
   ).values()
-  print("2/3  prompts on the pretrained model", flush=True)
-  train_fn(model_dir=f"{model_dir}/pretrained", initial_checkpoint_path=base)
-  print("3/3  the control: prompts on random weights", flush=True)
-  train_fn(model_dir=f"{model_dir}/random", initial_checkpoint_path=None)
+  for title, name, path in (
+    ("2/3  prompts on the pretrained model", "pretrained", base),
+    ("3/3  the control: prompts on random weights", "random", None),
+  ):
+    print(title, flush=True)
+    state = train_fn(
+      model_dir=f"{model_dir}/{name}", initial_checkpoint_path=path
+    )
+    if int(state.step) < train_steps:
+      print("the same command goes on from here", flush=True)
+      return
   curves = {
     _PRETRAINED: read_curve(epath.Path(model_dir) / "pretrained"),
     _RANDOM: read_curve(epath.Path(model_dir) / "random"),
@@ -73,13 +88,17 @@ def demo(
 
 
 def read_curve(folder: epath.Path) -> list[Point]:
-  """Reads the scores of a run of several seeds from its `metrics.jsonl`."""
+  """Reads the scores of a run, of one seed or several, from its log."""
   text = (folder / "metrics.jsonl").read_text()
   lines = [json.loads(line) for line in text.splitlines()]
   return [
-    Point(line["step"], line["mean/score"], line["sd/score"])
+    Point(
+      line["step"],
+      line.get("mean/score", line.get("score")),
+      line.get("sd/score"),
+    )
     for line in lines
-    if "mean/score" in line
+    if "mean/score" in line or "score" in line
   ]
 
 
@@ -90,6 +109,8 @@ def summary(plain: float, curves: Mapping[str, Sequence[Point]]) -> str:
     no prompt            50.0 %
     prompt, pretrained   85.2 % +- 2.3
     prompt, random       50.8 % +- 1.1
+
+  The deviation of one seed is left out.
   """
   rows = [
     "accuracy on sentences with words that training never shows:",
@@ -97,7 +118,8 @@ def summary(plain: float, curves: Mapping[str, Sequence[Point]]) -> str:
   ]
   for name, points in curves.items():
     last = points[-1]
-    rows.append(f"  {name:<19} {last.mean:5.1f} % +- {last.sd:.1f}")
+    deviation = "" if last.sd is None else f" +- {last.sd:.1f}"
+    rows.append(f"  {name:<19} {last.mean:5.1f} %{deviation}")
   return "\n".join(rows)
 
 
@@ -105,20 +127,23 @@ def draw(plain: float, curves: Mapping[str, Sequence[Point]]) -> figure.Figure:
   """Draws the accuracies at the end beside their way there."""
   picture = figure.Figure(figsize=(9, 3.8), layout="constrained")
   bars, lines = picture.subplots(1, 2, width_ratios=(1, 1.6), sharey=True)
-  heights = {_PLAIN: (plain, 0.0)} | {
+  heights: dict[str, tuple[float, float | None]] = {_PLAIN: (plain, None)} | {
     name: (points[-1].mean, points[-1].sd) for name, points in curves.items()
   }
   for i, (name, (mean, sd)) in enumerate(heights.items()):
-    bars.bar(i, mean, yerr=sd or None, color=_COLOURS[name], capsize=4)
+    bars.bar(i, mean, yerr=sd, color=_COLOURS[name], capsize=4)
     bars.text(i, 3, f"{mean:.0f}", ha="center", color="white", size=14)
   names = [name.replace(", ", "\n") for name in heights]
   bars.set_xticks(range(len(heights)), names)
   bars.set_ylabel("accuracy on unseen words (%)")
   for name, points in curves.items():
-    steps, means, sds = zip(*points, strict=True)
+    steps = [point.step for point in points]
+    means = [point.mean for point in points]
     lines.plot(steps, means, color=_COLOURS[name], label=name)
-    low = [mean - sd for mean, sd in zip(means, sds, strict=True)]
-    high = [mean + sd for mean, sd in zip(means, sds, strict=True)]
+    low, high = (
+      [point.mean + sign * (point.sd or 0) for point in points]
+      for sign in (-1, 1)
+    )
     lines.fill_between(steps, low, high, color=_COLOURS[name], alpha=0.2)
   lines.axhline(plain, color=_COLOURS[_PLAIN], linestyle="--", label=_PLAIN)
   lines.set(xlabel="steps", ylim=(0, 100))

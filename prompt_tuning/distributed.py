@@ -17,6 +17,7 @@ import traceback
 
 import jax
 from jax.experimental import multihost_utils
+import numpy as np
 
 # A process that has not been heard of for so long is given up, and all others
 # end. Collectives on a CPU notice a closed connection at once.
@@ -92,6 +93,13 @@ def _end(message: str) -> None:
   sys.stdout.flush()
   # Not sys.exit: JAX would wait for all processes to leave together.
   os._exit(PEER_FAILED)
+
+
+def of_first(number: int) -> int:
+  """Returns the number that the first process has; all of them call this."""
+  if jax.process_count() == 1:
+    return number
+  return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def should_stop(sigterm: threading.Event, step: int) -> bool:

@@ -15,7 +15,6 @@ import pathlib
 import re
 
 from etils import epath
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import tensorboardX
@@ -24,10 +23,13 @@ import gin
 from prompt_tuning import (
   atomic_files,
   configuration,
+  distributed,
   evaluation_report,
+  partitioning,
   pretrained,
   prompt_files,
   prompts,
+  start,
   t5,
   task_data,
   trainer,
@@ -44,12 +46,14 @@ class EvalConfig:
   """How to evaluate.
 
   Attributes:
-    batch_size: rows that the network reads at once: inputs times prompts.
+    batch_size: most rows that the network reads at once, of all devices
+      together: inputs times prompts.
     mode: "generation", or "rank" for the likeliest label of each task that has
       labels.
     num_buckets: how many lengths the inputs of a batch may have, chosen from
       the data; 0 for one length alone, that of TASK_FEATURE_LENGTHS.
     seed: of the base, if it has random weights.
+    mesh: how the devices share the model.
 
   Raises:
     ValueError: for a number out of its range, or an unknown mode.
@@ -59,6 +63,7 @@ class EvalConfig:
   mode: str = "generation"
   num_buckets: int = 0
   seed: int = 0
+  mesh: partitioning.MeshConfig = partitioning.MeshConfig()
 
   def __post_init__(self) -> None:
     if self.batch_size < 1:
@@ -82,6 +87,8 @@ def evaluate(
 ) -> Mapping[str, evaluation_report.Scores]:
   """Evaluates, writes what it finds and prints a table of it.
 
+  All devices of all processes share the rows; the first process writes.
+
   Args:
     eval_output_dir: gets `metrics.json`, `predictions/<task>.jsonl`,
       `tensorboard/` and the operative config.
@@ -102,41 +109,56 @@ def evaluate(
   """
   paths = [prompt_file] if isinstance(prompt_file, str) else prompt_file or []
   files = [prompt_files.load(path) for path in paths]
-  _check_prompts(files, paths, config.batch_size)
   model = _with_prompt(model, files)
-  checkpoint = _find_checkpoint(checkpoint_path, model)
-  data = load_data()
-  _check_data(data, model)
-  if config.num_buckets:
-    only = data._replace(train_sources=())
-    buckets = task_data.with_buckets(only, config.num_buckets).buckets
-    data = data._replace(buckets=buckets)
-  predict_task = evaluate_lib.predict_task_fn(
-    model, data, mode=config.mode, batch_size=config.batch_size
-  )
-  params, step = _load(checkpoint, model, seed=config.seed)
-  if files:
-    params[PROMPT] = _stack(files, paths, params)
-  members = [predict_task(params, task) for task in data.eval_tasks]
+  with partitioning.use(config.mesh):
+    _check_prompts(files, paths, config.batch_size)
+    checkpoint = _find_checkpoint(checkpoint_path)
+    target = start.base_target(model, config.mesh)
+    if checkpoint is not None:
+      pretrained.describe(checkpoint, target)
+    data = _with_buckets(load_data(), config.num_buckets)
+    _check_data(data, model)
+    predict_task = evaluate_lib.predict_task_fn(
+      model, data, mode=config.mode, batch_size=config.batch_size
+    )
+    params, step = start.load_base(
+      checkpoint, target, model=model, seed=config.seed
+    )
+    if files:
+      prompt = {PROMPT: _stack(files, paths, params)}
+      places = partitioning.state_shardings(prompt, model, config.mesh)
+      params |= partitioning.place(prompt, places)
+    with partitioning.gathered_parameters():
+      members = [predict_task(params, task) for task in data.eval_tasks]
   columns = evaluation_report.columns(data.eval_tasks, members)
-  folder = epath.Path(eval_output_dir)
-  for task, predictions in zip(data.eval_tasks, members, strict=True):
-    rows = evaluation_report.prediction_rows(task, predictions, data.vocabulary)
-    lines = "".join(f"{json.dumps(x, ensure_ascii=False)}\n" for x in rows)
-    atomic_files.write(folder / "predictions" / f"{task.name}.jsonl", lines)
-  _write_metrics(folder, columns, paths=paths, step=step)
+  if distributed.is_first():
+    folder = epath.Path(eval_output_dir)
+    _write_predictions(folder, data, members)
+    _write_metrics(folder, columns, paths=paths, step=step)
   for i, path in enumerate(paths, 1):
     print(f"prompt_{i}: {path}")
   print(evaluation_report.format_table(columns), flush=True)
   return columns
 
 
+def _with_buckets(
+  data: task_data.TaskData, num_buckets: int
+) -> task_data.TaskData:
+  """Chooses buckets, if they are wanted, from the rows that are evaluated."""
+  if not num_buckets or not data.eval_tasks:
+    return data
+  only = data._replace(train_sources=())
+  buckets = task_data.with_buckets(only, num_buckets).buckets
+  return data._replace(buckets=buckets)
+
+
 def _check_data(data: task_data.TaskData, model: t5.Transformer) -> None:
-  """Refuses data that the network cannot read, or that score nothing."""
+  """Refuses data that the network cannot read, or without texts."""
   evaluate_lib.check_vocabulary(data.vocabulary, model)
-  if not data.eval_tasks:
+  # The pieces of a corpus have a loss alone, and no rows.
+  if not any(task.rows for task in data.eval_tasks):
     raise ValueError(
-      f"{data.name} has no validation split with metrics: choose another"
+      f"{data.name} has no validation split to predict: choose another"
       " MIXTURE_OR_TASK_NAME"
     )
 
@@ -154,11 +176,7 @@ def _check_prompts(
         f"PROMPT_FILE={path!r} has length {length}, {paths[0]!r} has {first}:"
         " the prompts of an ensemble must have one length"
       )
-  if batch_size < len(files):
-    raise ValueError(
-      f"BATCH_SIZE={batch_size} must be at least {len(files)}: each input is a"
-      " row for each of the prompts"
-    )
+  evaluate_lib.num_inputs(batch_size, max(len(files), 1))
 
 
 def _with_prompt(
@@ -172,37 +190,13 @@ def _with_prompt(
   return model.clone(prompt=dataclasses.replace(config, length=length))
 
 
-def _find_checkpoint(path: str | None, model: t5.Transformer) -> str | None:
-  """Finds the checkpoint, in a MODEL_DIR its best, and checks its leaves."""
+def _find_checkpoint(path: str | None) -> str | None:
+  """Finds the checkpoint, in a MODEL_DIR its best."""
   if path is None:
     return None
   best = pathlib.Path(path).expanduser() / "best"
   steps = [x for x in best.glob("checkpoint_*") if re.search(r"_\d+$", x.name)]
-  if len(steps) == 1:  # Training keeps one.
-    path = str(steps[0])
-  try:
-    pretrained.describe(path, _base_shapes(model))
-  except ValueError as error:
-    message = str(error).replace("INITIAL_CHECKPOINT_PATH", "CHECKPOINT_PATH")
-    raise ValueError(message) from error
-  return path
-
-
-def _base_shapes(model: t5.Transformer) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns what a base must have: all parameters but the prompt."""
-  shapes = t5.param_shapes(model)
-  return {name: x for name, x in shapes.items() if name != PROMPT}
-
-
-def _load(
-  path: str | None, model: t5.Transformer, *, seed: int
-) -> tuple[trainer.Params, int]:
-  """Loads the base and its step."""
-  if path is None:
-    print("CHECKPOINT_PATH=None: the base has random weights")
-    return t5.init_params(model, seed=seed), 0
-  base = pretrained.load(path, _base_shapes(model))
-  return base.params, base.step
+  return str(steps[0]) if len(steps) == 1 else path  # Training keeps one.
 
 
 def _stack(
@@ -212,11 +206,23 @@ def _stack(
 ) -> Float[Array, "P D"] | Float[Array, "E P D"]:
   """Stacks several prompts, which must be of this base and of one length."""
   length = files[0].prompt.shape[0]
-  table = params["token_embedder/embedding"]
+  table = partitioning.gather(params["token_embedder/embedding"])
   for found, path in zip(files, paths, strict=True):
     prompt_files.check(found, path, length=length, table=table)
   stacked = jnp.stack([jnp.asarray(x.prompt) for x in files])
   return stacked if len(files) > 1 else stacked[0]
+
+
+def _write_predictions(
+  folder: epath.Path,
+  data: task_data.TaskData,
+  members: Sequence[Sequence[evaluate_lib.Predictions]],
+) -> None:
+  """Writes the predictions for each task as JSON lines."""
+  for task, predictions in zip(data.eval_tasks, members, strict=True):
+    rows = evaluation_report.prediction_rows(task, predictions, data.vocabulary)
+    lines = "".join(f"{json.dumps(x, ensure_ascii=False)}\n" for x in rows)
+    atomic_files.write(folder / "predictions" / f"{task.name}.jsonl", lines)
 
 
 def _write_metrics(
@@ -239,4 +245,5 @@ def _write_metrics(
 
 
 if __name__ == "__main__":
-  configuration.run("prompt_tuning.eval.evaluate")
+  with distributed.one_run():
+    configuration.run("prompt_tuning.eval.evaluate")

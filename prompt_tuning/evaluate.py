@@ -89,7 +89,7 @@ def predict_task_fn(
     data: the tasks.
     mode: "generation", or "rank" for the likeliest label; then a task without
       labels is generated all the same.
-    batch_size: rows that the network reads at once: inputs times prompts.
+    batch_size: most rows that the network reads at once; see `num_inputs`.
 
   Raises:
     ValueError: for "rank" if no task has labels.
@@ -118,7 +118,7 @@ def predict_task_fn(
     predict = functools.partial(
       predict_rows,
       task.examples,
-      batch_size=batch_size // num_prompts,
+      batch_size=num_inputs(batch_size, num_prompts),
       feature_lengths=data.feature_lengths,
       buckets=data.buckets,
       title=task.name,
@@ -140,6 +140,21 @@ def predict_task_fn(
     return [Predictions(x, scores[:, i], None) for i, x in enumerate(texts)]
 
   return predict_task
+
+
+def num_inputs(batch_size: int, num_prompts: int) -> int:
+  """Returns how many inputs a batch has, equally many for each device.
+
+  Refuses a batch of fewer rows, inputs times prompts, than that takes.
+  """
+  num_parts = partitioning.num_row_parts()
+  if batch_size < num_prompts * num_parts:
+    raise ValueError(
+      f"BATCH_SIZE={batch_size} must be at least {num_prompts * num_parts}:"
+      f" each input is a row for each of {num_prompts} prompts, and each of"
+      f" {num_parts} parts of the mesh axis data has one input or more"
+    )
+  return batch_size // num_prompts // num_parts * num_parts
 
 
 def _ranked(
@@ -260,8 +275,10 @@ def score(
 
   Predictions and targets go through the task's post-processor, with the row
   that they belong to, as in seqio's evaluator. Values that are not numbers
-  (texts to log) are left out.
+  (texts to log) are left out. A task without metrics and labels has none.
   """
+  if not task.scoring.metric_fns and not task.scoring.labels:
+    return {}
   golds = [row["targets_pretokenized"].decode() for row in task.rows]
   targets, processed = (
     [

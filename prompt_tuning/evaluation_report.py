@@ -97,7 +97,8 @@ def _best(
 ) -> Scores:
   """Takes for each task the metrics of its best prompt; the first of several.
 
-  A task without default metrics goes by the mean of all it has.
+  A task without default metrics goes by the mean of all it has; one without
+  any has no best prompt.
   """
   result: dict[str, float] = {}
   defaults = []
@@ -105,6 +106,8 @@ def _best(
     prefix = f"{task.name}/"
     names = [prefix + name for name in task.scoring.default]
     names = names or [x for x in singles[0] if x.startswith(prefix)]
+    if not names:
+      continue
     means = [float(np.mean([x[name] for name in names])) for x in singles]
     # A correlation with constant predictions is none at all.
     best = singles[int(np.argmax(np.nan_to_num(means, nan=-np.inf)))]
@@ -149,6 +152,8 @@ def format_table(table: Mapping[str, Scores]) -> str:
   """
   names = dict.fromkeys(name for column in table.values() for name in column)
   shown = [name for name in names if loop.is_shown(name)]
+  if not shown:
+    return "no task has metrics"
   width = max(map(len, shown))
   cells = lambda name: [
     f"{column[name]:.4g}" if name in column else "" for column in table.values()

@@ -11,6 +11,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import itertools
+import os
 import pathlib
 from typing import Any
 
@@ -21,9 +22,11 @@ import gin
 from prompt_tuning import (
   atomic_files,
   configuration,
+  distributed,
   fingerprint,
   inference,
   input_rows,
+  partitioning,
   predictions,
   t5,
   task_data,
@@ -45,10 +48,13 @@ def infer(
   prompt_files: Mapping[str, str],
   load_data: Callable[[], input_rows.Source | task_data.TaskData],
   config: inference.InferenceConfig,
+  mesh: partitioning.MeshConfig,
 ) -> None:
   """Writes `predictions.jsonl`, batch by batch, in the order of the rows.
 
   The same command again continues after the last whole row that is written.
+  All devices of all processes share the rows of a batch; each process reads
+  all inputs and what is written, and the first alone writes.
 
   Args:
     output_dir: where that file goes.
@@ -58,6 +64,7 @@ def infer(
     prompt_files: prompts by the names that rows, or tasks, call them by.
     load_data: reads what is predicted.
     config: how.
+    mesh: how the devices share the model.
 
   Raises:
     ValueError: for whatever is wrong with the configuration or its files.
@@ -68,15 +75,23 @@ def infer(
   data = load_data()
   if isinstance(data, task_data.TaskData):
     data = input_rows.from_tasks(data, set(files))
-  model = inference.load(
-    checkpoint_path, vocabulary=data.vocabulary, prompts=files, network=network
-  )
-  predictions.claim(output_dir, _identity(model, config))
-  atomic_files.write(
-    f"{output_dir}/operative_config.gin", gin.operative_config_str()
-  )
   path = pathlib.Path(output_dir, "predictions.jsonl")
-  num_rows = _write(path, data, model, config)
+  with partitioning.use(mesh):
+    partitioning.check_batch_size(config.batch_size)
+    model = inference.load(
+      checkpoint_path,
+      vocabulary=data.vocabulary,
+      prompts=files,
+      network=network,
+      mesh=mesh,
+    )
+    predictions.claim(output_dir, _identity(model, config))
+    if distributed.is_first():
+      atomic_files.write(
+        f"{output_dir}/operative_config.gin", gin.operative_config_str()
+      )
+    with partitioning.gathered_parameters():
+      num_rows = _write(path, data, model, config)
   print(f"{num_rows} predictions in {path}", flush=True)
 
 
@@ -108,13 +123,21 @@ def _write(
   config: inference.InferenceConfig,
 ) -> int:
   """Writes what is missing of a file; returns how many rows it has then."""
-  num_written = predictions.recover(path)
+  num_written = distributed.of_first(
+    predictions.recover(path) if distributed.is_first() else 0
+  )
   written = predictions.read(path, num_written)
   default = _DEFAULT if _DEFAULT in model.bank.files else None
   num_rows = 0
   with (
-    open(path, "a", encoding="utf-8") as file,
-    tqdm.tqdm(total=source.num_rows, unit="row", disable=None) as progress,
+    open(
+      path if distributed.is_first() else os.devnull, "a", encoding="utf-8"
+    ) as file,
+    tqdm.tqdm(
+      total=source.num_rows,
+      unit="row",
+      disable=None if distributed.is_first() else True,
+    ) as progress,
   ):
     # A batch begins where it began before, so that a draw is the same.
     for rows in _batches(source.rows, config.batch_size):
@@ -161,4 +184,5 @@ def _batches(
 
 
 if __name__ == "__main__":
-  configuration.run("prompt_tuning.infer.infer")
+  with distributed.one_run():
+    configuration.run("prompt_tuning.infer.infer")

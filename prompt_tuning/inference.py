@@ -3,6 +3,9 @@
 
 model = inference.load("base", vocabulary=..., prompts={"rte": "rte.npy"})
 inference.predict(model, ["premise: ..."], prompts="rte")[0].text
+
+The first device has all of it or, under `partitioning.use`, all devices of all
+processes, which then make the same calls, share the rows and get all answers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +13,7 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Int
 import numpy as np
 
@@ -18,6 +22,7 @@ from prompt_tuning import (
   base_sizes,
   batching,
   evaluate,
+  partitioning,
   pretrained,
   prompt_bank,
   prompt_files,
@@ -91,6 +96,7 @@ def load(
   prompts: Mapping[str, str],
   network: t5.Transformer | None = None,
   capacity: int | None = None,
+  mesh: partitioning.MeshConfig | None = None,
 ) -> Model:
   """Loads a base and prompts for it, once.
 
@@ -102,6 +108,7 @@ def load(
     network: sizes and dtypes, and where a prompt is put. None: the sizes of the
       checkpoint, float32, and the prompt in front.
     capacity: how many prompts the bank holds at most; None for any number.
+    mesh: what `partitioning.use` was given, if it was.
 
   Raises:
     ValueError: for a base, prompt or vocabulary that does not fit the others.
@@ -109,9 +116,13 @@ def load(
   if network is None:
     network = t5.Transformer(base_sizes.read(path))
   evaluate.check_vocabulary(vocabulary, network)
-  base = pretrained.load(path, t5.param_shapes(network.clone(prompt=None)))
+  plain = network.clone(prompt=None)
+  target = partitioning.placed(
+    t5.param_shapes(plain), plain, mesh or partitioning.MeshConfig()
+  )
+  base = pretrained.load(path, target)
   table = base.params["token_embedder/embedding"]
-  bank = prompt_bank.empty(table, capacity=capacity)
+  bank = prompt_bank.empty(partitioning.gather(table), capacity=capacity)
   for name, file in prompts.items():
     prompt_bank.load(bank, name, file)
   return Model(network, base.params, bank, vocabulary)
@@ -190,9 +201,11 @@ def predict_batch(
     first_row: a number that no other batch has, for what is drawn.
 
   Raises:
-    ValueError: for an unknown prompt.
+    ValueError: for an unknown prompt, or a batch size that the devices cannot
+      share equally.
   """
-  size = _power_of_two(len(rows), longest=config.batch_size)
+  partitioning.check_batch_size(config.batch_size)
+  size = _num_rows(len(rows), most=config.batch_size)
   longest = config.feature_lengths["inputs"]
   most = max(_SHORTEST, *map(len, rows))
   numbers = [*range(len(rows)), *[-1] * (size - len(rows))]
@@ -201,8 +214,11 @@ def predict_batch(
   )
   # Rows that fill the batch up have no tokens, and the prompt of the first.
   filled = [names[max(i, 0)] for i in numbers]
-  network, params, prompt_lengths = _with_prompts(model, filled)
-  batch = answers.Batch(tokens, prompt_lengths)
+  network, params, lengths = _with_prompts(model, filled)
+  batch = answers.Batch(
+    partitioning.place_rows(tokens),
+    None if lengths is None else partitioning.place_rows(lengths),
+  )
   if isinstance(config.decoder, answers.Labels):
     found = answers.rank(
       params,
@@ -222,6 +238,13 @@ def predict_batch(
       vocabulary=model.vocabulary,
     )
   return found[: len(rows)]
+
+
+def _num_rows(count: int, *, most: int) -> int:
+  """Returns how many rows a batch has: for each device a power of two."""
+  num_parts = partitioning.num_row_parts()
+  own = _power_of_two(-(-count // num_parts), longest=most // num_parts)
+  return own * num_parts
 
 
 def _power_of_two(count: int, *, longest: int) -> int:
@@ -253,7 +276,8 @@ def _with_prompts(
   network = model.network.clone(
     prompt=dataclasses.replace(place, length=prompt.shape[1])
   )
-  params = model.params | {prompt_files.NAME: jax.device_put(prompt)}
+  placed = jnp.asarray(partitioning.place_rows(prompt))
+  params = model.params | {prompt_files.NAME: placed}
   # The same program reads prompts of one length and of several.
   is_in_front = place.join is prompts_lib.prefix_prompt
   is_mixed = len(set(lengths.tolist())) > 1

@@ -10,6 +10,7 @@ import sys
 from typing import Any, NamedTuple
 import zlib
 
+import jax
 from jaxtyping import Int
 import numpy as np
 
@@ -92,6 +93,11 @@ def from_file(
     raise ValueError(
       "INPUT_FILE is not set: name a file, or '-' for standard input; or put"
       " gin/runs/seqio.gin behind gin/runs/infer.gin, not before it"
+    )
+  if path == STDIN and jax.process_count() > 1:
+    raise ValueError(
+      f"INPUT_FILE='-' needs one process, found {jax.process_count()}, each of"
+      " which reads all inputs: name a file"
     )
   if path != STDIN and not pathlib.Path(path).is_file():
     raise ValueError(

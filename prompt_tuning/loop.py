@@ -16,6 +16,7 @@ import tqdm
 
 from prompt_tuning import (
   distributed,
+  losses,
   metrics_log,
   partitioning,
   trainer,
@@ -25,6 +26,12 @@ from prompt_tuning import (
 StepFn = Callable[..., tuple[trials.State, trainer.StepMetrics]]
 # The values of the metrics of a step, in order: one list a trial.
 StepValues = list[list[float]]
+# Where a list has the size of what is trained, behind the sums of the loss.
+_RMS = (
+  len(losses.LossSums._fields)
+  - 1
+  + trainer.StepMetrics._fields.index("trainable_rms")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +56,9 @@ class LoopConfig:
     num_microbatches: see `trainer.train_step`.
     num_buckets: how many lengths the inputs of a batch may have, chosen from
       the data; 0 for one length alone, that of TASK_FEATURE_LENGTHS.
+    stack_layers: run frozen layers as a loop over their stacked parameters, so
+      that one is compiled instead of all of them; see `layer_stacking`. Drops
+      other elements than without.
     seed: of the prompt's initial value, the order of the rows and dropout,
       unless `sweep` has seeds; and of a base with random weights.
     sweep: the trials, if there are several.
@@ -71,6 +81,7 @@ class LoopConfig:
   log_period: int = 100
   num_microbatches: int = 1
   num_buckets: int = 0
+  stack_layers: bool = False
   seed: int = 0
   sweep: trials.Sweep = trials.Sweep()
   mesh: partitioning.MeshConfig = partitioning.MeshConfig()
@@ -170,8 +181,8 @@ def fit(
     The last state, which has been saved.
 
   Raises:
-    FloatingPointError: if the loss is not finite, of the last trial that was
-      left.
+    FloatingPointError: if the loss or what is trained is not finite, of the
+      last trial that was left. It has not been saved.
   """
   values = list(unlogged)
   running: list[trainer.StepMetrics] = []
@@ -192,8 +203,8 @@ def fit(
     rows = [_rows(metrics) for metrics in jax.device_get(running)]
     running.clear()
     for row_step, row in enumerate(rows, step - len(rows) + 1):
-      losses = {name: x[0] for name, x in zip(logs, row, strict=True)}
-      for line in _stop_diverged(left, losses, row_step):
+      own = dict(zip(logs, row, strict=True))
+      for line in _stop_diverged(left, own, row_step):
         bar.write(line)
     values.extend(rows)
 
@@ -246,7 +257,7 @@ def _log_averages(
   """Averages the metrics of the trials that go on, and writes them down."""
   result = []
   for log, *rows in zip(logs.values(), *values, strict=True):
-    if math.isfinite(rows[-1][0]):
+    if _is_finite(rows[-1]):
       result.append(summarize(rows))
       metrics_log.write(log, step, "train", result[-1])
       timing = {"steps_per_second": speed}
@@ -288,14 +299,19 @@ def _report(
   )
 
 
+def _is_finite(row: Sequence[float]) -> bool:
+  """Tells whether a step had a loss, and left something to go on with."""
+  return math.isfinite(row[0]) and math.isfinite(row[_RMS])
+
+
 def _stop_diverged(
-  left: list[str], losses: Mapping[str, float], step: int
+  left: list[str], rows: Mapping[str, Sequence[float]], step: int
 ) -> list[str]:
-  """Takes the trials whose loss is not finite out of those that are left.
+  """Takes the trials that have diverged out of those that are left.
 
   Args:
     left: names of trials, some of which are removed.
-    losses: of all trials at a step.
+    rows: the metrics of all trials at a step.
     step: which.
 
   Returns:
@@ -304,20 +320,23 @@ def _stop_diverged(
   Raises:
     FloatingPointError: if none would be left.
   """
-  diverged = [name for name in left if not math.isfinite(losses[name])]
+  diverged = [name for name in left if not _is_finite(rows[name])]
   if diverged == left:
-    raise FloatingPointError(_advice(losses[left[-1]], step))
+    raise FloatingPointError(_advice(rows[left[-1]], step))
   for name in diverged:
     left.remove(name)
   return [
-    f"{name} is stopped: {_advice(losses[name], step)}" for name in diverged
+    f"{name} is stopped: {_advice(rows[name], step)}" for name in diverged
   ]
 
 
-def _advice(loss: float, step: int) -> str:
+def _advice(row: Sequence[float], step: int) -> str:
+  found = f"the loss is {row[0]}"
+  if math.isfinite(row[0]):
+    found = f"the size of what is trained is {row[_RMS]}"
   return (
-    f"the loss is {loss} at step {step}: try a lower learning rate or a"
-    " warm-up (optim.learning_rate_schedule), or ACTIVATION_DTYPE='float32'"
+    f"{found} at step {step}: try a lower learning rate or a warm-up"
+    " (optim.learning_rate_schedule), or ACTIVATION_DTYPE='float32'"
   )
 
 

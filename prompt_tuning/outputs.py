@@ -120,14 +120,14 @@ def write_scores(
     own, out = states[trial.name], outs.by_name[trial.name]
     assert own is not None
     metrics_log.write(out.log, int(state.step), "eval", scores)
-    if "score" in scores and checkpoints.save_best(
-      out.best, own, scores["score"], out.metadata
-    ):
+    if "score" in scores and checkpoints.is_best(out.best, scores["score"]):
       described = {
         "task": out.metadata["run"]["MIXTURE_OR_TASK_NAME"],
         "score": repr(scores["score"]),
       }
+      # Before the checkpoint, with which a restart takes it for written.
       _write_prompt(f"{out.folder}/best", own, frozen, described)
+      checkpoints.save_best(out.best, own, scores["score"], out.metadata)
   if outs.means is not None:
     means = results.flatten(results.spreads(found))
     metrics_log.write(outs.means, int(state.step), "eval", means)

@@ -28,7 +28,8 @@ from prompt_tuning import t5
 AXES = ("data", "model")
 
 # Of the host before, of the devices after it has been placed.
-Batch = Mapping[str, Num[np.ndarray, "..."] | Num[Array, "..."]]
+Rows = Num[np.ndarray, "..."] | Num[Array, "..."]
+Batch = Mapping[str, Rows]
 _MeshAxes = tuple[str, ...]
 _Tree = TypeVar("_Tree")
 
@@ -212,14 +213,36 @@ def _check_divides(name: str, size: int, axis: str, num_parts: int) -> None:
     )
 
 
-def check_batch_size(batch_size: int, *, num_microbatches: int) -> None:
+def placed(
+  shapes: Mapping[str, jax.ShapeDtypeStruct],
+  model: t5.Transformer,
+  config: MeshConfig,
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Describes parameters with their places; see `param_shardings`.
+
+  As they are, where there is no current mesh.
+  """
+  if jax.sharding.get_mesh().empty:
+    return dict(shapes)
+  shardings = param_shardings(shapes, model, config)
+  return {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name])
+    for name, x in shapes.items()
+  }
+
+
+def num_row_parts() -> int:
+  """Returns among how many devices the rows of a batch are divided."""
+  return jax.sharding.get_mesh().shape.get("data", 1)
+
+
+def check_batch_size(batch_size: int, *, num_microbatches: int = 1) -> None:
   """Refuses a batch that the mesh axis `data` cannot share equally."""
-  mesh = jax.sharding.get_mesh()
-  num_parts = mesh.shape["data"] * num_microbatches
+  num_parts = num_row_parts() * num_microbatches
   if batch_size % num_parts:
     raise ValueError(
       f"BATCH_SIZE={batch_size} must be divisible by {num_parts}:"
-      f" {mesh.shape['data']} parts of the mesh axis data times"
+      f" {num_row_parts()} parts of the mesh axis data times"
       f" {num_microbatches} microbatches"
     )
 
@@ -292,14 +315,16 @@ def place_batch(batch: Batch, *, row_axis: int = 0) -> Batch:
     batch: all rows, which every process has.
     row_axis: their axis: 1 behind an axis of trials.
   """
+  return {name: place_rows(x, row_axis=row_axis) for name, x in batch.items()}
+
+
+def place_rows(x: Rows, *, row_axis: int = 0) -> Rows:
+  """Gives each device its rows of an array; see `place_batch`."""
   mesh = jax.sharding.get_mesh()
-  if mesh.empty or mesh.size == 1:  # The call of a program moves them faster.
-    return batch
+  if mesh.empty or mesh.size == 1:  # The call of a program moves it faster.
+    return x
   sharding = NamedSharding(mesh, PartitionSpec(*[None] * row_axis, "data"))
-  return {
-    name: jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
-    for name, x in batch.items()
-  }
+  return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
 
 
 def gather(tree: _Tree) -> _Tree:

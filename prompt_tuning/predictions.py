@@ -15,7 +15,7 @@ import json
 import pathlib
 from typing import Any
 
-from prompt_tuning import answers, atomic_files, input_rows
+from prompt_tuning import answers, atomic_files, distributed, input_rows
 
 
 def recover(path: pathlib.Path) -> int:
@@ -106,6 +106,8 @@ def _record(
 def claim(folder: str, identity: Mapping[str, Any]) -> None:
   """Makes a folder the output of one model, prompt and way of decoding.
 
+  Of several processes the first writes that down, and all of them check it.
+
   Args:
     folder: is made if need be.
     identity: what all predictions of a file must have in common, as JSON.
@@ -125,7 +127,8 @@ def claim(folder: str, identity: Mapping[str, Any]) -> None:
   # A run that failed before its first prediction claims nothing.
   is_empty = not written.exists() or written.stat().st_size == 0
   if is_empty or not path.exists():
-    atomic_files.write(path, json.dumps(wanted, indent=2))
+    if distributed.is_first():
+      atomic_files.write(path, json.dumps(wanted, indent=2))
     return
   found = json.loads(path.read_text(encoding="utf-8"))
   for name, value in wanted.items():

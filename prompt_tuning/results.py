@@ -31,7 +31,7 @@ class Result(NamedTuple):
     step: of its best evaluation, the first of equals; of its last one where
       the task has no default metric.
     metrics: of that evaluation; empty without one.
-    stopped_at: the step whose loss was not finite; -1 if none was.
+    stopped_at: see `trials.States`; -1 for one that has not.
   """
 
   trial: trials.Trial

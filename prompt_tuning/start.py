@@ -48,28 +48,56 @@ def load(
   partitioning.check_batch_size(
     config.batch_size, num_microbatches=config.num_microbatches
   )
-  shapes = t5.param_shapes(model)
-  partition.labels(shapes)
-  shardings = partitioning.param_shardings(shapes, model, config.mesh)
-  # What a base must have: all parameters but the prompt.
-  target = {
-    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name])
-    for name, x in shapes.items()
-    if name != PROMPT
-  }
+  partition.labels(t5.param_shapes(model))
+  target = base_target(model, config.mesh)
   path = initial_checkpoint_path
-  if path is not None:
-    pretrained.describe(path, target)
+  step = 0 if path is None else pretrained.describe(path, target).step
+  if step >= config.train_steps:
+    raise ValueError(
+      f"TRAIN_STEPS={config.train_steps} must be above {step}, the step of the"
+      " base, from which steps are counted"
+    )
   data = _load_data(load_data, all_trials, config)
   for trial_data in data:
     evaluate.check_vocabulary(trial_data.vocabulary, model)
-  if path is None:
-    print("INITIAL_CHECKPOINT_PATH=None: the base has random weights")
-    params = t5.init_params(model, seed=config.seed)
-    wanted = {name: shardings[name] for name in target}
-    params = {name: params[name] for name in target}
-    return data, partitioning.place(params, wanted), 0
-  return data, *_load_base(path, target, config)
+  base = load_base(path, target, model=model, seed=config.seed)
+  return data, base.params, base.step
+
+
+def base_target(
+  model: t5.Transformer, config: partitioning.MeshConfig
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Describes what a base has, on the current mesh: all but the prompt."""
+  target = partitioning.placed(t5.param_shapes(model), model, config)
+  return {name: x for name, x in target.items() if name != PROMPT}
+
+
+def load_base(
+  path: str | None,
+  target: Mapping[str, jax.ShapeDtypeStruct],
+  *,
+  model: t5.Transformer,
+  seed: int,
+) -> pretrained.Base:
+  """Loads a base or, from no path, draws its weights.
+
+  Args:
+    path: see `pretrained.open_checkpoint`.
+    target: from `base_target`.
+    model: the network.
+    seed: of random weights.
+  """
+  if path is not None:
+    return pretrained.load(path, target)
+  print("there is no checkpoint: the base has random weights")
+  drawn = t5.init_params(model, seed=seed)
+  return pretrained.Base(
+    partitioning.place(
+      {name: drawn[name] for name in target},
+      {name: x.sharding for name, x in target.items()},
+    ),
+    0,
+  )
 
 
 def _load_data(
@@ -97,6 +125,11 @@ def _load_data(
     task: load_data() if task is None else load_data(**{argument: task})
     for task in tasks
   }
+  for data in by_task.values():
+    if not data.train_sources and data.batches_fn is None:
+      raise ValueError(
+        f"{data.name} has no train split: choose another MIXTURE_OR_TASK_NAME"
+      )
   return [_with_buckets(by_task[trial.task], config) for trial in all_trials]
 
 
@@ -166,21 +199,6 @@ def _with_buckets(
     flush=True,
   )
   return result
-
-
-def _load_base(
-  path: str,
-  target: Mapping[str, jax.ShapeDtypeStruct],
-  config: loop.LoopConfig,
-) -> tuple[trainer.Params, int]:
-  """Loads the base and its step, which must lie before the last one."""
-  base = pretrained.load(path, target)
-  if base.step >= config.train_steps:
-    raise ValueError(
-      f"TRAIN_STEPS={config.train_steps} must be above {base.step}, the step"
-      " of the base, from which steps are counted"
-    )
-  return base.params, base.step
 
 
 def _draw_prompt(

@@ -8,6 +8,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -27,6 +28,7 @@ from prompt_tuning import (
   distributed,
   evaluate,
   fingerprint,
+  layer_stacking,
   loop,
   losses,
   optim,
@@ -77,7 +79,7 @@ def train(
 
   Raises:
     ValueError: for whatever is wrong with the configuration or its files.
-    FloatingPointError: if the loss is not finite, of the last trial left.
+    FloatingPointError: if the last trial left has diverged.
   """
   all_trials = trials.expand(
     config.sweep, seed=config.seed, initial_prompt=initial_prompt
@@ -101,11 +103,13 @@ def train(
       step=base_step,
     )
     del params
+    model = _network(model, state, all_trials)
     state = partitioning.place(
       state, partitioning.state_shardings(state, model, config.mesh)
     )
     print(start.parameter_table(state, frozen), flush=True)
     base = fingerprint.fingerprint(frozen)
+    frozen = _laid_out(frozen, state, config)
     runs = _identities(state, data, all_trials, config)
     run = trials.joint(all_trials, runs)
     stack.enter_context(partitioning.gathered_parameters())
@@ -132,10 +136,10 @@ def train(
     evaluate_fn = _evaluate_fn(model, loss, data, config)
 
     def evaluate_state(state: trials.State) -> str:
-      states = trials.unstack(state)
+      states, params = trials.unstack(state), layer_stacking.unstack(frozen)
       history.append(
         [
-          results.Scores(trial, evaluate_fn(frozen | own.trainable, own_data))
+          results.Scores(trial, evaluate_fn(params | own.trainable, own_data))
           for trial, own, own_data in zip(all_trials, states, data, strict=True)
           if own is not None
         ]
@@ -146,14 +150,16 @@ def train(
 
     def save(state: trials.State, unlogged: Sequence[loop.StepValues]) -> None:
       metadata = {"base_fingerprint": base, "run": run, "unlogged": unlogged}
-      checkpoints.save(manager, state, metadata)
+      # Before the checkpoint, from which a restart goes on without them.
       outputs.write_prompts(outs, state)
+      checkpoints.save(manager, state, metadata)
 
     if restored is None:
       outputs.forget_best(outs)
       outputs.write_prompts(outs, state)  # What drift is counted from.
       if config.probe_base:
-        outputs.write_probes(outs, base_step, _probes(data, model, frozen))
+        probes = _probes(data, model, layer_stacking.unstack(frozen))
+        outputs.write_probes(outs, base_step, probes)
     if config.eval_at_start and restored is None:
       print(f"step {base_step}: {evaluate_state(state)}", flush=True)
     state = loop.fit(
@@ -166,7 +172,8 @@ def train(
       config=config,
       unlogged=unlogged,
     )
-  assert fingerprint.fingerprint(frozen) == base, "a frozen parameter changed"
+  found = fingerprint.fingerprint(layer_stacking.unstack(frozen))
+  assert found == base, "a frozen parameter changed"
   print(f"frozen parameters unchanged: fingerprint {base}")
   if len(all_trials) == 1:
     if config.eval_at_start and restored is None and len(history) > 1:
@@ -175,6 +182,27 @@ def train(
   elif int(state.step) >= config.train_steps:
     print(outputs.write_results(outs, all_trials, state))
   return state
+
+
+def _network(
+  model: t5.Transformer, state: trials.State, all_trials: Sequence[trials.Trial]
+) -> t5.Transformer:
+  """Returns the network, without the attention kernel where it cannot be."""
+  has_own_bias = any("relpos_bias" in name for name in state.trainable)
+  if len(all_trials) == 1 or not has_own_bias:
+    return model
+  # A kernel has one bias for all of its rows, but each trial trains its own.
+  plain = dataclasses.replace(model.config, attention="plain")
+  return model.clone(config=plain)
+
+
+def _laid_out(
+  frozen: trainer.Params, state: trials.State, config: loop.LoopConfig
+) -> trainer.Params:
+  """Stacks frozen layers, if that is wanted."""
+  if not config.stack_layers:
+    return frozen
+  return layer_stacking.stack(frozen, trained=state.trainable)
 
 
 def _write_config(model_dir: str) -> None:
@@ -204,6 +232,7 @@ def _identities(
       "MIXTURE_OR_TASK_NAME": own_data.name,
       "BATCH_SIZE": config.batch_size,
       "RANDOM_SEED": trial.seed,
+      "TASK_FEATURE_LENGTHS": dict(own_data.feature_lengths),
       "num_buckets": config.num_buckets,
       "num_microbatches": config.num_microbatches,
     }

@@ -167,8 +167,8 @@ class States(NamedTuple):
     step: number of steps taken, the same for all.
     trainable: the parameters that are trained, `[K, ...]`.
     opt_state: the state of their optimizer, `[K, ...]`.
-    stopped_at: the step whose loss was not finite, before which the trial has
-      stayed; -1 for one that goes on.
+    stopped_at: the step whose loss, or what it made of the parameters, was not
+      finite, before which the trial has stayed; -1 for one that goes on.
   """
 
   step: Int[Array, ""]
@@ -228,7 +228,7 @@ def train_step(
   *,
   step_fn: StepFn,
 ) -> tuple[States, trainer.StepMetrics]:
-  """Takes a step of every trial whose loss is and has been finite.
+  """Takes a step of every trial that is and has been finite.
 
   Args:
     states: what the step changes.
@@ -254,7 +254,8 @@ def train_step(
     state = trainer.TrainState(states.step, trainable, opt_state)
     new, metrics = step_fn(state, frozen, batch, rng)
     was_running = stopped_at < 0
-    is_running = was_running & jnp.isfinite(metrics.sums.loss)
+    is_finite = jnp.isfinite(metrics.sums.loss + metrics.trainable_rms)
+    is_running = was_running & is_finite
     choose = functools.partial(jnp.where, is_running)
     return (
       jax.tree.map(choose, new.trainable, trainable),

@@ -116,8 +116,10 @@ def test_another_run_is_refused(tmp_path):
 def test_the_best_is_the_first_with_the_highest_score(tmp_path, scores):
   with checkpoints.open_manager(str(tmp_path), keep=1) as manager:
     for step, score in enumerate(scores, 1):
-      saved = checkpoints.save_best(manager, make_state(step), score, IDENTITY)
-      assert saved == (score > max(scores[: step - 1], default=-np.inf))
+      is_best = checkpoints.is_best(manager, score)
+      assert is_best == (score > max(scores[: step - 1], default=-np.inf))
+      if is_best:
+        checkpoints.save_best(manager, make_state(step), score, IDENTITY)
     manager.wait_until_finished()
     assert checkpoints.best_score(manager) == max(scores)
   names = [x.name for x in tmp_path.glob("checkpoint_*")]

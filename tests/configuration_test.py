@@ -127,6 +127,12 @@ COMMANDS = {
   ),
   "match_t5x": (*SST2_DEMO, "--gin_file=gin/runs/match_t5x.gin"),
   "model_tune": (BASE, "--gin_file=gin/runs/model_tune.gin", *OWN),
+  "model_tune_from_cache": (
+    BASE,
+    "--gin_file=gin/runs/model_tune_from_cache.gin",
+    *CORPUS,
+    *(OWN[1], *OWN[3:6]),
+  ),
   "own_data": (
     *SST2_DEMO[:3],
     "--gin_file=gin/runs/own_data.gin",
@@ -161,6 +167,7 @@ INCLUDED = {
   "input_file": "infer",
   "loss": "prompt_finetune",
   "mesh": "prompt_finetune",
+  "numerics": "prompt_finetune",
   "seqio": "prompt_finetune",
   "trials": "prompt_finetune",
 }

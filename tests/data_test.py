@@ -17,8 +17,7 @@ def read():
       {"inputs": texts, "targets": texts}
     )
 
-  def call(name, num_kept):
-    splits = ("train", "validation")
+  def call(name, num_kept, splits=("train", "validation")):
     feature = seqio.Feature(vocabularies.english_8k())
     seqio.TaskRegistry.add(
       name,
@@ -54,6 +53,18 @@ def test_rows_that_preprocessing_drops_are_counted(read, capsys):
     " drops them"
     for split in ("train", "validation")
   ]
+
+
+def test_a_task_without_a_train_split_is_read_but_not_trained_on(read):
+  from prompt_tuning import loop, start, trials
+
+  load_data = lambda: read("no_train", 3, ("validation",))
+  data = load_data()
+  assert not data.train_sources
+  assert [task.name for task in data.eval_tasks] == ["no_train"]
+  all_trials = trials.expand(trials.Sweep(), seed=0, initial_prompt=None)
+  with pytest.raises(ValueError, match="no_train has no train split: choose"):
+    start._load_data(lambda: data, all_trials, loop.LoopConfig(1))
 
 
 def test_a_task_carries_its_name_and_labels(read):

@@ -2,6 +2,7 @@
 """The demo: its comparison, its picture, its shipped base, its words."""
 
 import json
+from typing import NamedTuple
 
 from etils import epath
 import numpy as np
@@ -22,6 +23,65 @@ def write_run(folder, scores):
   )
 
 
+class Ended(NamedTuple):
+  """What a training returns, as far as the demo reads it."""
+
+  step: int
+
+
+def evaluate_fn(**unused):
+  return {"eval": {"score": 49.0}}
+
+
+def test_sigterm_ends_the_demo(tmp_path, capsys):
+  from prompt_tuning import demo
+
+  called = []
+
+  def train_fn(*, model_dir, initial_checkpoint_path):
+    called.append(initial_checkpoint_path)
+    return Ended(19)
+
+  demo.demo(
+    model_dir=str(tmp_path),
+    base="base",
+    train_steps=20,
+    train_fn=train_fn,
+    evaluate_fn=evaluate_fn,
+  )
+  assert called == ["base"]
+  assert "3/3" not in capsys.readouterr().out
+  assert not (tmp_path / "demo.png").exists()
+
+
+def test_one_seed_has_no_deviation(tmp_path, capsys):
+  from prompt_tuning import demo
+
+  def train_fn(*, model_dir, initial_checkpoint_path):
+    lines = [
+      {"step": 0, "split": "eval", "score": 50.0},
+      {"step": 10, "split": "train", "loss": 1.0},
+      {"step": 20, "split": "eval", "score": 70.0},
+    ]
+    folder = epath.Path(model_dir)
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text(
+      "".join(json.dumps(x) + "\n" for x in lines)
+    )
+    return Ended(20)
+
+  demo.demo(
+    model_dir=str(tmp_path),
+    base="base",
+    train_steps=20,
+    train_fn=train_fn,
+    evaluate_fn=evaluate_fn,
+  )
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[-2] == "  prompt, random       70.0 %"
+  assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_demo_compares_the_ends_of_both_runs(tmp_path, capsys):
   from prompt_tuning import demo
 
@@ -32,6 +92,7 @@ def test_the_demo_compares_the_ends_of_both_runs(tmp_path, capsys):
     folder = epath.Path(model_dir)
     write_run(folder, scores[folder.name])
     calls.append((folder.name, initial_checkpoint_path))
+    return Ended(20)
 
   def evaluate_fn(*, eval_output_dir, checkpoint_path, prompt_file):
     calls.append((epath.Path(eval_output_dir).name, checkpoint_path))
@@ -41,6 +102,7 @@ def test_the_demo_compares_the_ends_of_both_runs(tmp_path, capsys):
   demo.demo(
     model_dir=str(tmp_path),
     base="base",
+    train_steps=20,
     train_fn=train_fn,
     evaluate_fn=evaluate_fn,
   )

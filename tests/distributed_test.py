@@ -53,23 +53,27 @@ def free_port():
     return sock.getsockname()[1]
 
 
-def start(model_dir, cache, *flags, processes, devices=1):
+def start(model_dir, cache, *flags, processes):
   """Starts all processes of a run; each writes a file of its own."""
   flags = [*TINY, f"--gin.CACHE_DIR='{cache}'", *flags]
-  model_dir.parent.mkdir(exist_ok=True)
+  return launch(model_dir, flags, processes, MODEL_DIR=str(model_dir))
+
+
+def launch(folder, flags, processes, **extra):
+  """Starts all processes of any program."""
   address = f"127.0.0.1:{free_port()}"
   result = []
   for i in range(processes):
     env = {
       **os.environ,
       "PYTHON": sys.executable,
-      "MODEL_DIR": str(model_dir),
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+      "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+      **extra,
     }
     if processes > 1:
       env |= {"COORDINATOR_ADDRESS": address, "PROCESS_ID": str(i)}
       env["NUM_PROCESSES"] = str(processes)
-    with open(f"{model_dir}.{i}", "w") as file:
+    with open(f"{folder}.{i}", "w") as file:
       result.append(
         subprocess.Popen(
           ["./run_tpu.sh", *flags],
@@ -130,6 +134,7 @@ def test_a_process_alone_stops_by_its_own_signal():
     received.set()
     assert distributed.should_stop(received, 2)
     assert distributed.is_first()
+    assert distributed.of_first(3) == 3
 
 
 @pytest.mark.slow
@@ -164,6 +169,143 @@ def test_processes_train_and_evaluate_as_one(tmp_path, cache, processes, flags):
     for folder in (one, many)
   ]
   assert counts[0] == counts[1] > 0
+
+
+READERS = (
+  "--gin_file=gin/models/tiny.gin",
+  "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 4}",
+  "--gin.ACTIVATION_DTYPE='float32'",
+  *TINY[-3:],
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+  """The folder of a random base and two prompts for it."""
+  from prompt_tuning import pretrained, prompt_files, t5
+
+  folder = tmp_path_factory.mktemp("base")
+  config = t5.T5Config(
+    vocab_size=8192,
+    emb_dim=16,
+    num_heads=4,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    head_dim=16,
+    mlp_dim=128,
+  )
+  params = t5.init_params(t5.Transformer(config), seed=0)
+  pretrained.save(f"{folder}/base.safetensors", params, 0, {})
+  for seed in (0, 1):
+    prompt = np.random.default_rng(seed).normal(size=(3, 16))
+    prompt_files.save(f"{folder}/{seed}.npy", prompt, {})
+  return folder
+
+
+def compare_rows(one, many):
+  """Compares two files of predictions, up to the last digits of scores."""
+  rows = [
+    [json.loads(line) for line in path.read_text().splitlines()]
+    for path in (one, many)
+  ]
+  assert len(rows[0]) == len(rows[1]) > 0
+  for expected, found in zip(*rows, strict=True):
+    for name in ("input", "prediction", "target"):
+      assert found.get(name) == expected.get(name)
+    for name in expected.keys() & {"score", "dissent"}:
+      assert found[name] == pytest.approx(expected[name], rel=1e-4)
+  return rows[0]
+
+
+MESHES = {
+  "data_2": (),
+  "model_2": ("--gin.NUM_PARTITIONS=2",),
+  "fsdp_2": ("--gin.PARAMETER_SHARDING=True",),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mode", ["rank", "generation"])
+def test_processes_evaluate_as_one(tmp_path, cache, base, mode, mesh):
+  flags = [
+    *READERS,
+    "--gin_file=gin/runs/from_cache.gin",
+    "--gin_file=gin/runs/eval.gin",
+    f"--gin.CACHE_DIR='{cache}'",
+    "--gin.MIXTURE_OR_TASK_NAME='demo_sentiment'",
+    f"--gin.CHECKPOINT_PATH='{base}/base.safetensors'",
+    f"--gin.PROMPT_FILE=['{base}/0.npy', '{base}/1.npy']",
+    f"--gin.EVAL_MODE='{mode}'",
+  ]
+  one, many = tmp_path / "one", tmp_path / "many"
+  for folder, processes, extra in ((one, 1, ()), (many, 2, MESHES[mesh])):
+    output = f"--gin.EVAL_OUTPUT_DIR='{folder}'"
+    running = launch(
+      folder, [*flags, output, *extra], processes, PROGRAM="eval"
+    )
+    codes, texts = finish(running, folder)
+    assert codes == [0] * processes, "\n".join(texts)
+    assert "demo_sentiment/accuracy" in texts[0]
+    assert all("demo_sentiment/accuracy" not in x for x in texts[1:])
+  name = "predictions/demo_sentiment.jsonl"
+  assert len(compare_rows(one / name, many / name)) == 320
+  expected, found = (
+    json.loads((folder / "metrics.json").read_text())["metrics"]
+    for folder in (one, many)
+  )
+  assert found.keys() == expected.keys()
+  for column, scores in expected.items():
+    assert found[column] == pytest.approx(scores, rel=1e-4)
+  assert len(list((many / "tensorboard").glob("events*"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+def test_processes_predict_as_one_and_continue(tmp_path, base, mesh):
+  texts = [f"sentence {'very ' * (i % 5)}{i}" for i in range(45)]
+  (tmp_path / "in.txt").write_text("".join(f"{text}\n" for text in texts))
+  flags = [
+    *READERS,
+    "--gin_file=gin/runs/infer.gin",
+    "--gin.VOCABULARY=@vocabularies.english_8k()",
+    f"--gin.CHECKPOINT_PATH='{base}/base.safetensors'",
+    f"--gin.PROMPT_FILE='{base}/0.npy'",
+    f"--gin.INPUT_FILE='{tmp_path}/in.txt'",
+    "--gin.decoding.SamplingConfig.temperature=0.7",
+    "--gin.BATCH_SIZE=16",
+  ]
+  one, many = tmp_path / "one", tmp_path / "many"
+
+  def predict(folder, processes, *extra):
+    output = f"--gin.INFER_OUTPUT_DIR='{folder}'"
+    running = launch(
+      folder, [*flags, output, *extra], processes, PROGRAM="infer"
+    )
+    codes, printed = finish(running, folder)
+    return codes, printed, folder / "predictions.jsonl"
+
+  codes, printed, expected = predict(one, 1)
+  assert codes == [0], printed[0]
+  codes, printed, found = predict(many, 2, *MESHES[mesh])
+  assert codes == [0, 0], "\n".join(printed)
+  assert "45 predictions in" in printed[0]
+  assert "45 predictions in" not in printed[1]
+  rows = compare_rows(expected, found)
+  assert [row["input"] for row in rows] == texts
+  # Torn in the second batch, it is continued with the same bytes.
+  whole = found.read_bytes()
+  found.write_bytes(whole[: len(whole) // 2])
+  codes, printed, found = predict(many, 2, *MESHES[mesh])
+  assert codes == [0, 0], "\n".join(printed)
+  assert found.read_bytes() == whole
+  # Both processes refuse what is wrong.
+  codes, printed, found = predict(many, 2, "--gin.RANDOM_SEED=1")
+  assert codes == [2, 2], "\n".join(printed)
+  assert all("holds predictions with RANDOM_SEED=0" in x for x in printed)
+  codes, printed, found = predict(many, 2, "--gin.INPUT_FILE='-'")
+  assert codes == [2, 2], "\n".join(printed)
+  assert all("INPUT_FILE='-' needs one process, found 2" in x for x in printed)
 
 
 @pytest.mark.slow

@@ -13,14 +13,19 @@ from prompt_tuning import (
   cache,
   checkpoints,
   configuration,
+  partitioning,
   pretrained,
   prompt_files,
+  prompts,
   t5,
   task_data,
   trainer,
 )
 from prompt_tuning import (
   eval as eval_lib,
+)
+from prompt_tuning import (
+  evaluate as evaluate_lib,
 )
 from prompt_tuning import (
   vocabulary as vocabulary_lib,
@@ -111,7 +116,8 @@ def evaluate(files, tmp_path):
       "prompt_file": [files[name] for name in names] or None,
       "model": t5.Transformer(CONFIG),
       "load_data": make_data,
-      "config": eval_lib.EvalConfig(batch_size=6, mode=mode, num_buckets=2),
+      # Six rows for each of the two devices.
+      "config": eval_lib.EvalConfig(batch_size=12, mode=mode, num_buckets=2),
     }
     eval_lib.evaluate(**(arguments | kwargs))
     metrics = json.loads((tmp_path / folder / "metrics.json").read_text())
@@ -185,9 +191,54 @@ def test_an_ensemble_reports_what_separate_runs_do(evaluate, mode):
   assert num_dissenting, "the prompts make no difference"
 
 
+@pytest.mark.parametrize("mode", ["rank", "generation"])
+@pytest.mark.parametrize(
+  "mesh",
+  [
+    partitioning.MeshConfig(2, prompt_sharding=True),
+    partitioning.MeshConfig(parameter_sharding=True),
+  ],
+  ids=["model_2", "fsdp_2"],
+)
+def test_a_mesh_predicts_what_one_device_does(
+  evaluate, files, params, mesh, mode
+):
+  data = make_data()
+  found = [prompt_files.load(files[f"prompt_{i}"]).prompt for i in range(3)]
+  model = t5.Transformer(CONFIG, prompts.PromptConfig(length=4))
+  # Without a mesh, on the first device alone.
+  predict = evaluate_lib.predict_task_fn(model, data, mode=mode, batch_size=12)
+  alone = params | {prompt_files.NAME: jnp.stack(found)}
+  members = predict(alone, data.eval_tasks[0])
+  config = eval_lib.EvalConfig(batch_size=12, mode=mode, mesh=mesh)
+  _, rows = evaluate(*[f"prompt_{i}" for i in range(3)], config=config)
+  assert len(rows) == NUM_ROWS
+  for i, row in enumerate(rows):
+    for member, answer in zip(members, row["prompts"], strict=True):
+      assert answer["prediction"] == member.texts[i]
+      assert answer["score"] == pytest.approx(member.scores[i], rel=1e-5)
+
+
+def test_a_task_without_metrics_has_predictions_alone(evaluate, capsys):
+  def load_data():
+    data = make_data()
+    scoring = task_data.unscored("task")
+    task = data.eval_tasks[0]._replace(scoring=scoring)
+    return data._replace(eval_tasks=[task])
+
+  for names in (("prompt_0",), ("prompt_0", "prompt_1")):
+    metrics, rows = evaluate(*names, load_data=load_data, mode="generation")
+    assert [row["target"] for row in rows] == [
+      LABELS[i % 3] for i in range(NUM_ROWS)
+    ]
+    columns = metrics["metrics"].values()
+    assert all("task/accuracy" not in scores for scores in columns)
+  assert "no task has metrics" in capsys.readouterr().out
+
+
 def test_neither_batches_nor_buckets_change_a_prediction(evaluate):
   names = ("prompt_0", "prompt_1", "prompt_2")
-  config = eval_lib.EvalConfig(batch_size=3, mode="rank")
+  config = eval_lib.EvalConfig(batch_size=6, mode="rank")
   _, rows = evaluate(*names)
   _, others = evaluate(*names, folder="other", config=config)
   for row, other in zip(rows, others, strict=True):
@@ -249,9 +300,9 @@ def short(files, tmp_path):
     (
       lambda files, short: {
         "prompt_file": [files["prompt_0"]] * 3,
-        "config": eval_lib.EvalConfig(batch_size=2),
+        "config": eval_lib.EvalConfig(batch_size=5),
       },
-      "BATCH_SIZE=2 must be at least 3: each input is a row",
+      "BATCH_SIZE=5 must be at least 6: each input is a row for each of 3",
     ),
     (
       lambda files, short: {"prompt_file": "/nowhere/prompt.npy"},
@@ -267,7 +318,7 @@ def short(files, tmp_path):
     ),
     (
       lambda files, short: {"checkpoint_path": "/nowhere"},
-      "CHECKPOINT_PATH='/nowhere' does not exist",
+      "the checkpoint '/nowhere' does not exist",
     ),
     (
       lambda files, short: {
@@ -281,7 +332,13 @@ def short(files, tmp_path):
       lambda files, short: {
         "load_data": lambda: make_data()._replace(eval_tasks=[])
       },
-      "task has no validation split with metrics",
+      "task has no validation split to predict",
+    ),
+    (
+      lambda files, short: {
+        "config": eval_lib.EvalConfig(mesh=partitioning.MeshConfig(3))
+      },
+      "2 devices cannot be divided into groups of 3",
     ),
   ],
 )

@@ -193,18 +193,18 @@ def test_each_task_has_its_own_prompt(run, three, tmp_path):
 
 
 def test_a_trial_that_diverges_is_stopped_alone(run, three, tmp_path):
-  """1e39 is infinite in float32: the loss is NaN at step 2."""
+  """1e39 is infinite in float32, and so is the prompt behind step 1."""
   rates = "LEARNING_RATES = (0.3, 1e39)"
   output = run(tmp_path, rates, "TRAIN_STEPS = 5")
-  advice = "lr_1e+39 is stopped: the loss is nan at step 2: try a lower"
+  advice = "lr_1e+39 is stopped: the size of what is trained is inf at step 1"
   assert output.count(advice) == 1
-  assert "lr_1e+39  stopped at step 2, left out" in output
+  assert "lr_1e+39  stopped at step 1, left out" in output
   stopped = tmp_path / "trials" / "lr_1e+39"
   assert not lines(stopped)
   saved = [path.name for path in stopped.glob("numpy_checkpoints/*")]
   assert saved == ["checkpoint_0"]  # As it was drawn.
   written = json.loads((tmp_path / "results.json").read_text())
-  assert written["trials"]["lr_1e+39"]["stopped_at"] == 2
+  assert written["trials"]["lr_1e+39"]["stopped_at"] == 1
   assert list(written["groups"]) == ["lr_0.3"]
   # Who has stopped is remembered, and said no more. (At step 4 there are steps
   # that no line of the log has yet.)
@@ -212,7 +212,7 @@ def test_a_trial_that_diverges_is_stopped_alone(run, three, tmp_path):
   output = run(tmp_path, rates)
   assert "from step 4" in output
   assert "is stopped" not in output
-  assert "lr_1e+39  stopped at step 2, left out" in output
+  assert "lr_1e+39  stopped at step 1, left out" in output
   np.testing.assert_allclose(
     prompt(tmp_path / "trials" / "lr_0.3", 6),
     prompt(three / "trials" / "seed_0", 6),
@@ -222,7 +222,7 @@ def test_a_trial_that_diverges_is_stopped_alone(run, three, tmp_path):
 
 
 def test_the_run_ends_when_all_trials_have_diverged(run, tmp_path):
-  with pytest.raises(FloatingPointError, match="the loss is nan at step 2"):
+  with pytest.raises(FloatingPointError, match="is trained is inf at step 1"):
     run(tmp_path, "SEEDS = (0, 1)", "optim.adafactor.learning_rate = 1e39")
 
 

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 import gin
-from prompt_tuning import configuration, loop, prompt_files, train
+from prompt_tuning import (
+  checkpoints,
+  configuration,
+  loop,
+  pretrained,
+  prompt_files,
+  t5,
+  train,
+)
 
 PROMPT = "encoder.prompt.prompt.prompt"
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
@@ -54,6 +62,30 @@ def test_a_run_leaves_what_the_original_leaves(run, tmp_path):
   assert by_step[12]["loss"] < by_step[5]["loss"]
   assert by_step[12]["learning_rate"] == pytest.approx(0.3)
   assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_stacked_layers_train_the_same_prompt(run, tmp_path):
+  plain, stacked = tmp_path / "plain", tmp_path / "stacked"
+  run(plain, "t5.T5Config.dropout_rate = 0.0")
+  output = run(
+    stacked,
+    "t5.T5Config.dropout_rate = 0.0",
+    "loop.LoopConfig.stack_layers = True",
+    "REMAT = 'minimal'",
+  )
+  assert "frozen parameters unchanged: fingerprint" in output
+  one, other = prompt(plain, 12), prompt(stacked, 12)
+  np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-4)
+  for name in ("demo_sentiment/loss", "demo_sentiment/accuracy"):
+    values = [
+      [
+        line[name]
+        for line in map(json.loads, (x / "metrics.jsonl").open())
+        if line["split"] == "eval"
+      ]
+      for x in (plain, stacked)
+    ]
+    np.testing.assert_allclose(*values, rtol=1e-3)
 
 
 def test_the_best_prompt_is_kept_by_the_default_metric(run, tmp_path):
@@ -133,6 +165,8 @@ def test_a_checkpoint_of_another_base_or_partition_is_refused(run, tmp_path):
     run(tmp_path, "optim.adafactor.learning_rate = 0.1")
   with pytest.raises(ValueError, match="trained with BATCH_SIZE=8, now it is"):
     run(tmp_path, "BATCH_SIZE = 16")
+  with pytest.raises(ValueError, match="with TASK_FEATURE_LENGTHS={'inputs': "):
+    run(tmp_path, "TASK_FEATURE_LENGTHS = {'inputs': 16, 'targets': 4}")
   with pytest.raises(ValueError, match="with another partition, prompt or"):
     run(tmp_path, "PROMPT_REGEX = ['.*/prompt/.*', '.*relpos_bias.*']")
 
@@ -175,9 +209,7 @@ def test_all_parameters_can_be_trained(run, tmp_path):
   assert "frozen                  0" in output
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_advice(
-  monkeypatch, tmp_path, capsys
-):
+def test_a_run_that_diverges_ends_with_advice(monkeypatch, tmp_path, capsys):
   monkeypatch.setattr(
     "sys.argv",
     [
@@ -191,7 +223,67 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(
     configuration.run("prompt_tuning.train.train")
   assert info.value.code == 1
   error = capsys.readouterr().err
-  assert "the loss is nan at step 2: try a lower learning rate" in error
+  assert "the size of what is trained is inf at step 1: try a lower" in error
+
+
+def test_a_loss_that_is_not_finite_is_named_before_the_parameters():
+  row = [float("nan"), *[1.0] * 7, float("nan"), 1.0]
+  with pytest.raises(
+    FloatingPointError, match="the loss is nan at step 3: try"
+  ):
+    loop._stop_diverged(["one"], {"one": row}, 3)
+
+
+def test_what_is_not_finite_is_never_saved(run, tmp_path):
+  with pytest.raises(FloatingPointError, match=r"what is trained is .* at st"):
+    run(
+      tmp_path,
+      "optim.adafactor.learning_rate = 1e39",
+      "loop.LoopConfig.checkpoint_period = 1",
+      "loop.LoopConfig.eval_at_start = False",
+    )
+  assert not list(tmp_path.glob("checkpoint_*"))
+
+
+def test_a_prompt_is_there_before_its_checkpoint(run, tmp_path, monkeypatch):
+  found = []
+  real_save, real_save_best = checkpoints.save, checkpoints.save_best
+
+  def save(manager, state, metadata):
+    if "unlogged" in metadata:
+      found.append(prompt(tmp_path, int(state.step)))
+    real_save(manager, state, metadata)
+
+  def save_best(manager, state, score, metadata):
+    best = prompt_files.load(f"{tmp_path}/best/prompt.safetensors")
+    assert best.metadata["step"] == str(int(state.step))
+    found.append(best.prompt)
+    real_save_best(manager, state, score, metadata)
+
+  monkeypatch.setattr(checkpoints, "save", save)
+  monkeypatch.setattr(checkpoints, "save_best", save_best)
+  run(tmp_path)
+  assert len(found) > 3
+
+
+def test_train_steps_below_the_base_are_refused_before_it_is_read(
+  run, tmp_path, monkeypatch
+):
+  path = f"{tmp_path}/base.safetensors"
+  model = t5.T5Config(
+    vocab_size=8192,
+    emb_dim=16,
+    num_heads=4,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    head_dim=16,
+    mlp_dim=32,
+  )
+  params = t5.init_params(t5.Transformer(model), seed=0)
+  pretrained.save(path, params, 12, {})
+  monkeypatch.setattr(pretrained, "load", None)
+  with pytest.raises(ValueError, match="TRAIN_STEPS=12 must be above 12, the"):
+    run(tmp_path, f"INITIAL_CHECKPOINT_PATH = '{path}'")
 
 
 @pytest.mark.slow

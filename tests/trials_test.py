@@ -176,6 +176,24 @@ def test_a_loss_that_is_not_finite_stops_its_trial_alone(
     )
 
 
+def test_parameters_that_are_not_finite_stop_their_trial_too(
+  model, three, tiny_batch
+):
+  states, frozen, optimizer = three
+  rate = optim.with_learning_rate(states[1].opt_state, 1e39)
+  many = trials.stack([states[0], states[1]._replace(opt_state=rate)])
+  _, many_step_fn = step_fns(model, optimizer)
+  rngs = jax.random.split(jax.random.key(0), 2)
+  batch = jax.tree.map(lambda x: jnp.stack([x, x]), tiny_batch)
+  new, metrics = many_step_fn(many, frozen, batch, rngs)
+  assert np.isfinite(metrics.sums.loss).all()
+  assert np.isfinite(metrics.trainable_rms).tolist() == [True, False]
+  assert new.stopped_at.tolist() == [-1, 5]
+  before, after = many.trainable[PROMPT], new.trainable[PROMPT]
+  np.testing.assert_array_equal(after[1], before[1])
+  assert not np.array_equal(after[0], before[0])
+
+
 def test_each_trial_equals_a_step_of_its_own(model, three, tiny_batch):
   states, frozen, optimizer = three
   step_fn, many_step_fn = step_fns(model, optimizer)

@@ -21,7 +21,15 @@ from prompt_tuning.pretrained import safetensors_files
 from prompt_tuning.pretrained.formats import open_checkpoint
 from prompt_tuning.pretrained.leaves import Leaf, Region
 
-__all__ = ["Base", "Mapped", "describe", "load", "open_checkpoint", "save"]
+__all__ = [
+  "Base",
+  "Description",
+  "Mapped",
+  "describe",
+  "load",
+  "open_checkpoint",
+  "save",
+]
 
 _NUM_WORKERS = 2  # Each keeps some of the memory that it has used.
 # A region as a value that can be compared and looked up: start and stop.
@@ -45,6 +53,13 @@ class Mapped(NamedTuple):
   path: str
   shape: tuple[int, ...]
   dtype: str
+
+
+class Description(NamedTuple):
+  """What would be loaded: each leaf, by its path, and the step."""
+
+  leaves: list[Mapped]
+  step: int
 
 
 def _spans(index: tuple[slice, ...], shape: tuple[int, ...]) -> _Span:
@@ -160,17 +175,18 @@ def load(path: str, target: Mapping[str, jax.ShapeDtypeStruct]) -> Base:
 
 def describe(
   path: str, target: Mapping[str, jax.ShapeDtypeStruct]
-) -> list[Mapped]:
+) -> Description:
   """Tells what `load` would load from where, and reads no parameter.
 
   Raises:
     ValueError: where `load` would raise before it reads.
   """
-  leaves, _ = _open_checked(path, target)
-  return [
+  leaves, step = _open_checked(path, target)
+  mapped = [
     Mapped(leaf.name, name, leaf.shape, leaf.dtype.name)
     for name, leaf in sorted(leaves.items())
   ]
+  return Description(mapped, step)
 
 
 def save(

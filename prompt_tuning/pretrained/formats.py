@@ -24,7 +24,8 @@ _WANTED = (
 
 
 def _complaint(path: str, text: str) -> ValueError:
-  return ValueError(f"INITIAL_CHECKPOINT_PATH={path!r} {text}")
+  # Every program has its own name for the flag, or none.
+  return ValueError(f"the checkpoint {path!r} {text}")
 
 
 def _newest_step(folder: pathlib.Path) -> pathlib.Path | None:

@@ -100,14 +100,19 @@ def zarr_spec(
 def read_scalar(spec: dict[str, Any], name: str) -> int:
   """Reads an array that holds one integer.
 
+  In whatever dtype: T5X saves its step as a float with its other floats.
+
   Raises:
     ValueError: if it holds something else.
   """
   try:
     store = _open_spec(spec).result()
-    if store.shape != () or store.dtype.numpy_dtype.kind not in "iu":
+    if store.shape != () or store.dtype.numpy_dtype.kind not in "iuf":
       raise ValueError(f"{store.dtype.name} {store.shape}")
-    return int(store.read().result())
+    value = store.read().result()
+    if not float(value).is_integer():
+      raise ValueError(f"{value}")
+    return int(value)
   except ERRORS as error:
     raise ValueError(f"{name} is no integer: {error}") from error
 

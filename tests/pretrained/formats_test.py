@@ -30,7 +30,7 @@ def assert_refused(path, match):
 def test_a_path_that_does_not_exist_is_one_sentence():
   assert_refused(
     "/nowhere/at/all",
-    r"^INITIAL_CHECKPOINT_PATH='/nowhere/at/all' does not exist: give the "
+    r"^the checkpoint '/nowhere/at/all' does not exist: give the "
     r"folder of a T5X checkpoint \(checkpoint_<step>\), of a Hugging Face "
     r"model, or a .safetensors file$",
   )

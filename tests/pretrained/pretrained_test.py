@@ -208,7 +208,10 @@ def test_integers_are_no_parameters(tmp_path):
 
 
 def test_description_names_source_and_destination(tiny):
-  rows = pretrained.describe(str(GOLDENS / "hf_t5_tiny"), make_target(tiny))
+  rows, step = pretrained.describe(
+    str(GOLDENS / "hf_t5_tiny"), make_target(tiny)
+  )
+  assert step == 0
   assert len(rows) == len(tiny)
   assert rows[0] == (
     "decoder.final_layer_norm.weight",

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import msgpack
 import numpy as np
 import pytest
+import tensorstore as ts
 
 from prompt_tuning import checkpoints, pretrained, trainer
 from prompt_tuning.pretrained import leaves, t5x, zarr_arrays
@@ -209,6 +210,25 @@ def test_the_step_of_orbax_must_be_an_integer(orbax):
   zarr_arrays.write_array(store, leaf, leaf.dtype)
   with pytest.raises(ValueError, match=r"step is no integer: float32 \(2,\)"):
     zarr_arrays.read_scalar(zarr_arrays.zarr_spec(store), "step")
+
+
+def write_scalar(folder, value):
+  spec = zarr_arrays.zarr_spec({"driver": "file", "path": f"{folder}/"})
+  value = np.asarray(value)
+  opened = {"dtype": value.dtype.name, "create": True, "delete_existing": True}
+  ts.open(spec | opened, shape=()).result().write(value).result()
+  return spec
+
+
+def test_the_step_of_orbax_may_be_a_float(tmp_path):
+  # As T5X's Orbax form has it, unless it saves with dtype=None.
+  spec = write_scalar(tmp_path, np.float32(1_100_000))
+  step = zarr_arrays.read_scalar(spec, "step")
+  assert (step, type(step)) == (1_100_000, int)
+  for value in (1.5, np.inf, np.nan):
+    write_scalar(tmp_path, np.float32(value))
+    with pytest.raises(ValueError, match=f"step is no integer: {value}"):
+      zarr_arrays.read_scalar(spec, "step")
 
 
 @pytest.mark.parametrize(
