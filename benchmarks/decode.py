@@ -17,33 +17,10 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from sizes import SIZES
 
 from prompt_tuning import decoding, prompt_files, prompts, t5
 
-SIZES = {
-  "small": t5.T5Config(),
-  "base": t5.T5Config(
-    emb_dim=768,
-    num_heads=12,
-    num_encoder_layers=12,
-    num_decoder_layers=12,
-    mlp_dim=2048,
-  ),
-  "large": t5.T5Config(
-    emb_dim=1024,
-    num_heads=16,
-    num_encoder_layers=24,
-    num_decoder_layers=24,
-    mlp_dim=2816,
-  ),
-  "xl": t5.T5Config(
-    emb_dim=2048,
-    num_heads=32,
-    num_encoder_layers=24,
-    num_decoder_layers=24,
-    mlp_dim=5120,
-  ),
-}
 NUM_NEW, PROMPT_LENGTH, INPUT_LENGTH = 16, 100, 512
 
 
@@ -71,11 +48,16 @@ def random_params(model: t5.Transformer) -> dict[str, jax.Array]:
   }
 
 
-def ours(size: str, batch_sizes: list[int], repeats: int) -> list[float]:
+def ours(
+  size: str, batch_sizes: list[int], repeats: int, attention: str = "auto"
+) -> list[float]:
   """Times our own greedy decoding."""
   model = t5.Transformer(
     dataclasses.replace(
-      SIZES[size], dtype=jnp.bfloat16, param_dtype=jnp.bfloat16
+      SIZES[size],
+      dtype=jnp.bfloat16,
+      param_dtype=jnp.bfloat16,
+      attention=attention,
     ),
     prompt=prompts.PromptConfig(length=PROMPT_LENGTH),
   )

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times a training step on a GPU, and tells how near to the metal it is.
+
+    python benchmarks/gpu_step.py --sizes=base,large,xl,xxl
+
+T5 1.1 with random bfloat16 weights, prompt 100, 512 input and 16 target tokens,
+batch 32, dropout 0.1: `trainer.train_step` with the switches that a run has
+(ATTENTION, REMAT, loop.LoopConfig.stack_layers). As in the loop, one step is in
+flight while the next is called; the time of a step is the median of `--steps`.
+The share is of the rate of an 8192-cubed bfloat16 product, measured behind it.
+`--trained=all` is a step of pretraining, with float32 weights and no prompt.
+Each size is a process of its own, so that the peak of memory is its own.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sizes
+
+from prompt_tuning import (
+  layer_stacking,
+  losses,
+  optim,
+  prompts,
+  stacks,
+  t5,
+  trainer,
+)
+
+
+def matmul_rate(size: int = 8192, repeats: int = 20) -> float:
+  """Returns the FLOP/s of a product of two square bfloat16 matrices."""
+  a, b = jax.random.normal(jax.random.key(0), (2, size, size), jnp.bfloat16)
+  dot = jax.jit(jnp.dot)
+  dot(a, b).block_until_ready()
+  seconds = []
+  for _ in range(repeats):
+    started = time.perf_counter()
+    for _ in range(10):
+      product = dot(a, b)
+    product.block_until_ready()
+    seconds.append((time.perf_counter() - started) / 10)
+  return 2 * size**3 / statistics.median(seconds)
+
+
+def network(args: argparse.Namespace, size: str) -> t5.Transformer:
+  """Returns the model that is measured."""
+  is_frozen = args.trained == "prompt"
+  config = dataclasses.replace(
+    sizes.SIZES[size],
+    dtype=jnp.bfloat16,
+    param_dtype=jnp.bfloat16 if is_frozen else jnp.float32,
+    dropout_rate=args.dropout,
+    attention=args.attention,
+    remat=args.remat,
+  )
+  prompt = prompts.PromptConfig(length=args.prompt) if is_frozen else None
+  return t5.Transformer(config, prompt)
+
+
+def start(
+  model: t5.Transformer, args: argparse.Namespace
+) -> tuple[trainer.TrainState, trainer.Params, jax.stages.Wrapped]:
+  """Returns the state, the frozen parameters and the step."""
+  params = sizes.random_params(model)
+  rule, rate = (".*", 1e-4) if model.prompt is None else (".*/prompt/.*", 0.3)
+  partition = optim.Partition([([rule], optim.adafactor(rate))])
+  optimizer = partition.optimizer(params)
+  trainable, frozen = params, {}
+  if model.prompt is not None:
+    trainable, frozen = sizes.split_prompt(params)
+  del params
+  if args.stack_layers:
+    frozen = layer_stacking.stack(frozen)
+  step_fn = jax.jit(
+    functools.partial(
+      trainer.train_step,
+      model=model,
+      optimizer=optimizer,
+      loss=losses.LossConfig(),
+    ),
+    donate_argnums=0,
+  )
+  state = trainer.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
+  return state, frozen, step_fn
+
+
+def measure(size: str, args: argparse.Namespace) -> dict[str, float]:
+  """Measures a size in this process."""
+  model = network(args, size)
+  state, frozen, step_fn = start(model, args)
+  rng = np.random.default_rng(0)
+  top = model.config.vocab_size
+  tokens = lambda n: rng.integers(2, top, (args.batch_size, n), np.int32)
+  batch = {
+    "encoder_input_tokens": tokens(args.inputs),
+    "decoder_input_tokens": tokens(args.targets),
+    "decoder_target_tokens": tokens(args.targets),
+    "decoder_loss_weights": np.ones((args.batch_size, args.targets), np.int32),
+  }
+  key = jax.random.key(0)
+  started = time.perf_counter()
+  compiled = step_fn.lower(state, frozen, batch, key).compile()
+  compile_s = time.perf_counter() - started
+  seconds, waiting = [], []
+  started = time.perf_counter()
+  for _ in range(args.steps + 3):
+    state, metrics = compiled(state, frozen, batch, key)
+    waiting.append(metrics)
+    jax.block_until_ready(waiting[-2:][0])
+    now = time.perf_counter()
+    seconds.append(now - started)
+    started = now
+  assert all(np.isfinite(float(x.sums.loss)) for x in waiting)
+  step_s = statistics.median(seconds[3:])
+  is_frozen = model.prompt is not None
+  flops = sizes.step_flops(
+    model.config,
+    batch_size=args.batch_size,
+    num_inputs=args.inputs,
+    num_targets=args.targets,
+    prompt_length=args.prompt if is_frozen else 0,
+    is_frozen=is_frozen,
+  )
+  stats = jax.local_devices()[0].memory_stats() or {}
+  num_tokens = args.batch_size * (args.inputs + args.targets)
+  return {
+    "step_ms": 1e3 * step_s,
+    "examples_per_s": args.batch_size / step_s,
+    "tokens_per_s": num_tokens / step_s,
+    "model_tflops": flops / step_s / 1e12,
+    "share": flops / step_s / matmul_rate(),
+    "peak_gib": stats.get("peak_bytes_in_use", 0) / 2**30,
+    "compile_s": compile_s,
+  }
+
+
+def main() -> None:
+  """Prints a table, a row as soon as it is measured."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--sizes", default="base,large,xl,xxl")
+  parser.add_argument("--trained", choices=("prompt", "all"), default="prompt")
+  parser.add_argument("--attention", default="auto")
+  parser.add_argument("--remat", choices=stacks.REMAT, default="none")
+  parser.add_argument("--stack_layers", action="store_true")
+  parser.add_argument("--batch_size", type=int, default=32)
+  parser.add_argument("--inputs", type=int, default=512)
+  parser.add_argument("--targets", type=int, default=16)
+  parser.add_argument("--prompt", type=int, default=100)
+  parser.add_argument("--dropout", type=float, default=0.1)
+  parser.add_argument("--steps", type=int, default=12)
+  parser.add_argument("--child", help=argparse.SUPPRESS)
+  args = parser.parse_args()
+  if args.child:
+    print(json.dumps(measure(args.child, args)))
+    return
+  title = True
+  for size in args.sizes.split(","):
+    output = subprocess.run(
+      [sys.executable, __file__, *sys.argv[1:], f"--child={size}"],
+      env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+      stdout=subprocess.PIPE,
+      text=True,
+      check=True,
+    ).stdout
+    found = json.loads(output.splitlines()[-1])
+    if title:
+      print(" ".join(["size      ", *(f"{name:>14}" for name in found)]))
+      title = False
+    cells = (f"{value:14.3f}" for value in found.values())
+    print(" ".join([f"{size:<10}", *cells]), flush=True)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sizes of T5 1.1 that benchmarks measure, and what a step costs them."""
+
+import jax
+import jax.numpy as jnp
+
+from prompt_tuning import prompt_files, t5
+
+SIZES = {
+  "small": t5.T5Config(),
+  "base": t5.T5Config(
+    emb_dim=768,
+    num_heads=12,
+    num_encoder_layers=12,
+    num_decoder_layers=12,
+    mlp_dim=2048,
+  ),
+  "large": t5.T5Config(
+    emb_dim=1024,
+    num_heads=16,
+    num_encoder_layers=24,
+    num_decoder_layers=24,
+    mlp_dim=2816,
+  ),
+  "xl": t5.T5Config(
+    emb_dim=2048,
+    num_heads=32,
+    num_encoder_layers=24,
+    num_decoder_layers=24,
+    mlp_dim=5120,
+  ),
+  "xxl": t5.T5Config(
+    emb_dim=4096,
+    num_heads=64,
+    num_encoder_layers=24,
+    num_decoder_layers=24,
+    mlp_dim=10240,
+  ),
+  "english_16m": t5.T5Config(
+    vocab_size=8192,
+    emb_dim=384,
+    num_encoder_layers=4,
+    num_decoder_layers=4,
+  ),
+  "english_60m": t5.T5Config(vocab_size=8192, num_heads=8, mlp_dim=1408),
+}
+
+
+def random_params(model: t5.Transformer) -> dict[str, jax.Array]:
+  """Draws weights on the device, small enough for bfloat16."""
+  shapes = t5.param_shapes(model)
+  keys = jax.random.split(jax.random.key(0, impl="rbg"), len(shapes))
+  draw = jax.jit(
+    lambda key, shape, dtype: 0.02 * jax.random.normal(key, shape, dtype),
+    static_argnums=(1, 2),
+  )
+  params = {
+    name: draw(key, x.shape, x.dtype)
+    for key, (name, x) in zip(keys, shapes.items(), strict=True)
+  }
+  # Norms scale by about 1, or the network would only copy its input.
+  return {
+    name: x + 1 if name.endswith("norm/scale") else x
+    for name, x in params.items()
+  }
+
+
+def step_flops(
+  config: t5.T5Config,
+  *,
+  batch_size: int,
+  num_inputs: int,
+  num_targets: int,
+  prompt_length: int,
+  is_frozen: bool = True,
+) -> float:
+  """Counts the floating-point operations of a training step.
+
+  Two for each multiplication and addition of the matrix products: one product
+  forward and one for the gradient of its input. The two products of attention,
+  whose operands both have a gradient, cost four more. A trained weight costs a
+  third product. Nothing is counted twice for what is computed again, and
+  nothing for all other operations.
+
+  Args:
+    config: the sizes.
+    batch_size: rows.
+    num_inputs: input positions without the prompt.
+    num_targets: target positions.
+    prompt_length: positions of the prompt.
+    is_frozen: only the prompt is trained; otherwise all weights.
+  """
+  num_encoded = batch_size * (num_inputs + prompt_length)
+  num_decoded = batch_size * num_targets
+  width, inner = config.emb_dim, config.num_heads * config.head_dim
+  mlp = (len(config.mlp_activations) + 1) * width * config.mlp_dim
+  attention = 4 * width * inner
+  weights = (
+    num_encoded * config.num_encoder_layers * (attention + mlp)
+    + num_decoded * config.num_decoder_layers * (1.5 * attention + mlp)
+    + num_encoded * config.num_decoder_layers * 0.5 * attention
+    + num_decoded * width * config.vocab_size
+  )
+  pairs = inner * (
+    config.num_encoder_layers * num_encoded * (num_inputs + prompt_length)
+    + config.num_decoder_layers
+    * num_decoded
+    * (num_targets + num_inputs + prompt_length)
+  )
+  return 2.0 * weights * (2 if is_frozen else 3) + 2.0 * 2 * pairs * 3
+
+
+def split_prompt(
+  params: dict[str, jax.Array],
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+  """Returns the prompt in float32, and all else."""
+  prompt = params.pop(prompt_files.NAME)
+  return {prompt_files.NAME: prompt.astype(jnp.float32)}, params
