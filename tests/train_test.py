@@ -64,6 +64,7 @@ def test_a_run_leaves_what_the_original_leaves(run, tmp_path):
   assert list((tmp_path / "tensorboard").glob("events*"))
 
 
+@pytest.mark.slow
 def test_stacked_layers_train_the_same_prompt(run, tmp_path):
   plain, stacked = tmp_path / "plain", tmp_path / "stacked"
   run(plain, "t5.T5Config.dropout_rate = 0.0")

@@ -48,11 +48,18 @@ def test_a_step_costs_what_is_counted_by_hand(sizes, is_frozen, products):
   assert found == expected
 
 
-def test_the_sizes_are_those_of_the_gin_files(sizes, gin_model):
-  for name, config in sizes.SIZES.items():
-    stem = name if name.startswith("english") else f"t5_1_1_{name}"
-    model = gin_model(
-      f"gin/models/{stem}.gin",
-      bindings=["t5.Transformer.config = @t5.T5Config()"],
-    )
-    assert model.config == config, name
+NAMES = ("small", "base", "large", "xl", "xxl", "english_16m", "english_60m")
+
+
+def test_every_size_is_compared(sizes):
+  assert tuple(sizes.SIZES) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_size_is_that_of_its_gin_file(sizes, gin_model, name):
+  stem = name if name.startswith("english") else f"t5_1_1_{name}"
+  model = gin_model(
+    f"gin/models/{stem}.gin",
+    bindings=["t5.Transformer.config = @t5.T5Config()"],
+  )
+  assert model.config == sizes.SIZES[name]
