@@ -6,7 +6,6 @@ always adds up a gradient of the bias over the batch, which a frozen bias does
 not need, and `jax.checkpoint` cannot keep the statistics of its softmax.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -17,8 +16,8 @@ from jaxtyping import Array, Float, Int
 
 KINDS = ("auto", "cudnn", "plain")
 
-# The kernel is fastest, and with a bias exists, for lengths of this multiple.
-LENGTH_MULTIPLE = 8
+# With a bias the kernel exists for lengths of this multiple.
+LENGTH_MULTIPLE = 2
 
 # What the backward pass needs of the forward pass; names for `jax.checkpoint`.
 KEPT = ("attention_output", "attention_statistics")
@@ -60,12 +59,23 @@ def attend(
 
   Args:
     query: in 16 bits, as are key, value and bias.
-    key: its length, and that of the queries if there is a bias, is even.
+    key: of each position.
     value: of each key.
     bias: added to the logits.
     lengths: how many keys of a row there are; the others are not seen.
   """
-  return _attend(query, key, value, bias, lengths.astype(jnp.int32))
+  num_queries, num_keys = query.shape[1], key.shape[1]
+  more_queries, more_keys = padding(num_queries), padding(num_keys)
+  fill = lambda x, more: jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0)))
+  if bias is not None:
+    bias = jnp.pad(bias, ((0, 0), (0, 0), (0, more_queries), (0, more_keys)))
+    query, key, value = (
+      fill(query, more_queries),
+      fill(key, more_keys),
+      fill(value, more_keys),
+    )
+  output = _attend(query, key, value, bias, lengths.astype(jnp.int32))
+  return output[:, :num_queries]
 
 
 @jax.custom_vjp
@@ -170,4 +180,4 @@ _attend.defvjp(_attend_fwd, _attend_bwd, symbolic_zeros=True)
 
 def padding(length: int) -> int:
   """Returns how many positions fill a length up to what the kernel likes."""
-  return math.ceil(length / LENGTH_MULTIPLE) * LENGTH_MULTIPLE - length
+  return -length % LENGTH_MULTIPLE

@@ -214,12 +214,16 @@ class PromptConfig:
     unknown = [kind for kind in self.visibility if kind not in known]
     if unknown:
       raise ValueError(f"visibility {unknown[0]!r} must be one of {known}")
-    is_full = set(self.visibility) == set(FULL_VISIBILITY)
-    if not is_full and self.join is not prefix_prompt:
+    if not self.sees_all and self.join is not prefix_prompt:
       raise ValueError(
         f"visibility={self.visibility} needs the prompt in front of the input:"
         " use join=@prompts.prefix_prompt"
       )
+
+  @property
+  def sees_all(self) -> bool:
+    """Tells whether the prompt attends to itself and all of the input."""
+    return set(self.visibility) == set(FULL_VISIBILITY)
 
 
 class Prompt(nn.Module):

@@ -227,20 +227,17 @@ def _run_layers(
     x: input of the first layer.
     config: the sizes.
   """
-  if parent.is_initializing():
-    for i in range(num_layers):
-      x = apply(layer_type(config, name=f"layers_{i}"), x)
-    return x
-  if parent.has_variable("params", "layers"):
-    apply = _rematerialized(apply, config, in_scan=True)
-    scan = nn.scan(
-      lambda layer, x, _: (apply(layer, x), None),
-      variable_axes={"params": 0},
-      split_rngs={"dropout": True},
-      length=num_layers,
-    )
-    return scan(layer_type(config, name="layers"), x, None)[0]
-  apply = _rematerialized(apply, config, in_scan=False)
+  if not parent.is_initializing():
+    in_scan = parent.has_variable("params", "layers")
+    apply = _rematerialized(apply, config, in_scan=in_scan)
+    if in_scan:
+      scan = nn.scan(
+        lambda layer, x, _: (apply(layer, x), None),
+        variable_axes={"params": 0},
+        split_rngs={"dropout": True},
+        length=num_layers,
+      )
+      return scan(layer_type(config, name="layers"), x, None)[0]
   for i in range(num_layers):
     x = apply(layer_type(config, name=f"layers_{i}"), x)
   return x
@@ -273,11 +270,8 @@ def _encode(
   deterministic: bool,
 ) -> Float[Array, "B S D"]:
   """Runs the encoder's layers as submodules of `parent`, which calls this."""
-  num_positions = x.shape[1]
   if lengths is not None:  # They say what the mask does.
     mask = None
-    missing = flash_attention.padding(num_positions)
-    x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
   bias = _position_bias(config, bidirectional=True)(x.shape[1])
   x = _dropout(config)(x, deterministic=deterministic)
   x = _run_layers(
@@ -288,7 +282,7 @@ def _encode(
     x,
     config,
   )
-  x = _norm(config, "encoder_norm")(x[:, :num_positions])
+  x = _norm(config, "encoder_norm")(x)
   # The one place where T5X drops single elements, not whole features.
   return layers.Dropout(config.dropout_rate)(x, deterministic=deterministic)
 

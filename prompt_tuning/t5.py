@@ -74,9 +74,7 @@ class Transformer(nn.Module):
     prompt, config = self.prompt, self.config
     if not flash_attention.is_used(config.attention, config.dtype):
       return None
-    if prompt is not None and (
-      set(prompt.visibility) != set(prompts.FULL_VISIBILITY)
-    ):
+    if prompt is not None and not prompt.sees_all:
       return None
     lengths = jnp.sum(tokens > 0, axis=1)
     return lengths + (0 if prompt is None else prompt.length)
