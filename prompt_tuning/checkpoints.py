@@ -40,6 +40,10 @@ def open_manager(model_dir: str, *, keep: int) -> ocp.CheckpointManager:
       step_prefix="checkpoint",
       create=True,
       enable_async_checkpointing=True,
+      # Processes meet by this name: two managers may save one step at once.
+      multiprocessing_options=ocp.options.MultiprocessingOptions(
+        barrier_sync_key_prefix=model_dir
+      ),
     ),
     item_names=("state", "metadata"),
   )
