@@ -17,7 +17,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sizes import SIZES
+import sizes
 
 from prompt_tuning import decoding, prompt_files, prompts, t5
 
@@ -34,34 +34,20 @@ def median_ms(call: Callable[[], object], repeats: int) -> float:
   return 1e3 * statistics.median(seconds[2:])
 
 
-def random_params(model: t5.Transformer) -> dict[str, jax.Array]:
-  """Draws weights on the device, small enough for bfloat16."""
-  shapes = t5.param_shapes(model)
-  keys = jax.random.split(jax.random.key(0), len(shapes))
-  draw = jax.jit(
-    lambda key, shape: 0.02 * jax.random.normal(key, shape, jnp.bfloat16),
-    static_argnums=1,
-  )
-  return {
-    name: draw(key, x.shape)
-    for key, (name, x) in zip(keys, shapes.items(), strict=True)
-  }
-
-
 def ours(
   size: str, batch_sizes: list[int], repeats: int, attention: str = "auto"
 ) -> list[float]:
   """Times our own greedy decoding."""
   model = t5.Transformer(
     dataclasses.replace(
-      SIZES[size],
+      sizes.SIZES[size],
       dtype=jnp.bfloat16,
       param_dtype=jnp.bfloat16,
       attention=attention,
     ),
     prompt=prompts.PromptConfig(length=PROMPT_LENGTH),
   )
-  params = random_params(model)
+  params = sizes.random_params(model)
   params[prompt_files.NAME] = params[prompt_files.NAME].astype(jnp.float32)
   greedy = jax.jit(
     lambda params, tokens: decoding.greedy(
@@ -87,15 +73,15 @@ def peer(size: str, batch_sizes: list[int], repeats: int) -> list[float]:
   import torch
   import transformers
 
-  sizes = SIZES[size]
+  config = sizes.SIZES[size]
   config = transformers.T5Config(
-    vocab_size=sizes.vocab_size,
-    d_model=sizes.emb_dim,
-    d_kv=sizes.head_dim,
-    d_ff=sizes.mlp_dim,
-    num_layers=sizes.num_encoder_layers,
-    num_decoder_layers=sizes.num_decoder_layers,
-    num_heads=sizes.num_heads,
+    vocab_size=config.vocab_size,
+    d_model=config.emb_dim,
+    d_kv=config.head_dim,
+    d_ff=config.mlp_dim,
+    num_layers=config.num_encoder_layers,
+    num_decoder_layers=config.num_decoder_layers,
+    num_heads=config.num_heads,
     feed_forward_proj="gated-gelu",
     tie_word_embeddings=False,
     decoder_start_token_id=0,

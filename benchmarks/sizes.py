@@ -1,12 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sizes of T5 1.1 that benchmarks measure, and what a step costs them."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
 from prompt_tuning import prompt_files, t5
 
 SIZES = {
+  "tiny": t5.T5Config(
+    vocab_size=8192,
+    emb_dim=64,
+    num_heads=4,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    head_dim=16,
+    mlp_dim=128,
+  ),
   "small": t5.T5Config(),
   "base": t5.T5Config(
     emb_dim=768,
@@ -46,23 +57,26 @@ SIZES = {
 }
 
 
-def random_params(model: t5.Transformer) -> dict[str, jax.Array]:
-  """Draws weights on the device, small enough for bfloat16."""
+def random_params(
+  model: t5.Transformer,
+  places: Mapping[str, jax.sharding.Sharding] | None = None,
+) -> dict[str, jax.Array]:
+  """Draws weights, small enough for bfloat16, and moves each to its place."""
   shapes = t5.param_shapes(model)
   keys = jax.random.split(jax.random.key(0, impl="rbg"), len(shapes))
   draw = jax.jit(
     lambda key, shape, dtype: 0.02 * jax.random.normal(key, shape, dtype),
     static_argnums=(1, 2),
   )
-  params = {
-    name: draw(key, x.shape, x.dtype)
-    for key, (name, x) in zip(keys, shapes.items(), strict=True)
-  }
-  # Norms scale by about 1, or the network would only copy its input.
-  return {
-    name: x + 1 if name.endswith("norm/scale") else x
-    for name, x in params.items()
-  }
+  result = {}
+  for key, (name, x) in zip(keys, shapes.items(), strict=True):
+    drawn = draw(key, x.shape, x.dtype)
+    if name.endswith("norm/scale"):  # Of about 1, or inputs are only copied.
+      drawn += 1
+    result[name] = jax.device_put(
+      drawn, None if places is None else places[name]
+    )
+  return result
 
 
 def step_flops(

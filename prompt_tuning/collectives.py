@@ -15,6 +15,10 @@ KINDS = (
 _OPERATION = re.compile(
   rf"= (.+?) ({'|'.join(KINDS)})(-start)?\("  # `-done` is the same one.
 )
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_LOOP = re.compile(
+  r" while\(.*\bbody=%?([\w.\-]+).*\"known_trip_count\":\{\"n\":\"(\d+)\""
+)
 _SHAPE = re.compile(r"\b([a-z]+)(\d+)?(?:e\d+m\d+\w*)?\[([\d,]*)\]")
 
 
@@ -22,7 +26,7 @@ class Collective(NamedTuple):
   """All operations of a kind.
 
   Attributes:
-    number: how many stand in the program; one in a loop is there once.
+    number: how often a run of the program comes to one.
     num_bytes: of their results on one device, together.
   """
 
@@ -31,7 +35,7 @@ class Collective(NamedTuple):
 
 
 def count(program: str) -> dict[str, Collective]:
-  """Counts the collectives of a program.
+  """Counts the collectives of a program, those of a loop once a turn.
 
   Args:
     program: its HLO, from `jax.stages.Compiled.as_text`.
@@ -40,14 +44,42 @@ def count(program: str) -> dict[str, Collective]:
     Those that there are, by kind.
   """
   result: dict[str, Collective] = {}
-  for shapes, kind, start in _OPERATION.findall(program):
-    sizes = [_num_bytes(*shape) for shape in _SHAPE.findall(shapes)]
-    # An all-gather's start has its operands in front of its results.
-    if start and kind in ("all-gather", "collective-permute"):
-      sizes = sizes[len(sizes) // 2 :]
-    before = result.get(kind, Collective(0, 0))
-    result[kind] = Collective(before.number + 1, before.num_bytes + sum(sizes))
+  num_runs = _num_runs(program)
+  computation = ""
+  for line in program.splitlines():
+    if title := _COMPUTATION.match(line):
+      computation = title[1]
+    times = num_runs.get(computation, 1)
+    for shapes, kind, start in _OPERATION.findall(line):
+      sizes = [_num_bytes(*shape) for shape in _SHAPE.findall(shapes)]
+      # An all-gather's start has its operands in front of its results.
+      if start and kind in ("all-gather", "collective-permute"):
+        sizes = sizes[len(sizes) // 2 :]
+      number, num_bytes = result.get(kind, (0, 0))
+      result[kind] = Collective(number + times, num_bytes + times * sum(sizes))
   return result
+
+
+def _num_runs(program: str) -> dict[str, int]:
+  """Returns how often the body of each loop of a program runs.
+
+  One whose number of turns XLA does not know is counted as if it had one.
+  """
+  loops: dict[str, tuple[str, int]] = {}  # By body: where it is, and turns.
+  computation = ""
+  for line in program.splitlines():
+    if title := _COMPUTATION.match(line):
+      computation = title[1]
+    elif loop := _LOOP.search(line):
+      loops[loop[1]] = (computation, int(loop[2]))
+
+  def runs(body: str) -> int:
+    if body not in loops:
+      return 1
+    around, turns = loops[body]
+    return turns * runs(around)
+
+  return {body: runs(body) for body in loops}
 
 
 def _num_bytes(letters: str, bits: str, sizes: str) -> int:

@@ -200,7 +200,8 @@ def fit(
 
   def collect() -> None:
     """Waits for the running steps and takes their metrics."""
-    rows = [_rows(metrics) for metrics in jax.device_get(running)]
+    found = jax.device_get(partitioning.gather(running))
+    rows = [_rows(metrics) for metrics in found]
     running.clear()
     for row_step, row in enumerate(rows, step - len(rows) + 1):
       own = dict(zip(logs, row, strict=True))

@@ -332,10 +332,15 @@ def gather(tree: _Tree) -> _Tree:
 
   A process alone can read all of its devices as it is.
   """
-  if jax.process_count() == 1:
+  leaves, structure = jax.tree.flatten(tree)
+  parts = [i for i, x in enumerate(leaves) if not x.is_fully_replicated]
+  if jax.process_count() == 1 or not parts:
     return tree
   everywhere = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
-  return place(tree, jax.tree.map(lambda _: everywhere, tree))
+  whole = place([leaves[i] for i in parts], [everywhere] * len(parts))
+  for i, x in zip(parts, whole, strict=True):
+    leaves[i] = x
+  return jax.tree.unflatten(structure, leaves)
 
 
 @contextlib.contextmanager

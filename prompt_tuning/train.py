@@ -17,6 +17,7 @@ from etils import epath
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 import optax
 
 import gin
@@ -26,6 +27,7 @@ from prompt_tuning import (
   checkpoints,
   configuration,
   distributed,
+  divided_trials,
   evaluate,
   fingerprint,
   layer_stacking,
@@ -104,9 +106,7 @@ def train(
     )
     del params
     model = _network(model, state, all_trials)
-    state = partitioning.place(
-      state, partitioning.state_shardings(state, model, config.mesh)
-    )
+    state = partitioning.place(state, _state_shardings(state, model, config))
     print(start.parameter_table(state, frozen), flush=True)
     base = fingerprint.fingerprint(frozen)
     frozen = _laid_out(frozen, state, config)
@@ -196,6 +196,17 @@ def _network(
   return model.clone(config=plain)
 
 
+def _state_shardings(
+  state: trials.State, model: t5.Transformer, config: loop.LoopConfig
+) -> PyTree[NamedSharding]:
+  """Places the state of a run: trials side by side, or parameter by rule."""
+  if isinstance(state, trials.States) and divided_trials.is_possible(
+    len(state.stopped_at), config.mesh
+  ):
+    return divided_trials.state_shardings(state)
+  return partitioning.state_shardings(state, model, config.mesh)
+
+
 def _laid_out(
   frozen: trainer.Params, state: trials.State, config: loop.LoopConfig
 ) -> trainer.Params:
@@ -259,7 +270,9 @@ def _batches(
   ]
   if len(batches) == 1:
     return map(partitioning.place_batch, batches[0])
-  place = functools.partial(partitioning.place_batch, row_axis=1)
+  is_divided = divided_trials.is_possible(len(batches), config.mesh)
+  row_axis = 0 if is_divided else 1  # Of trials, or of the rows of each.
+  place = functools.partial(partitioning.place_batch, row_axis=row_axis)
   return map(place, trials.stack_batches(batches))
 
 
@@ -273,7 +286,7 @@ def _step_fn(
 ) -> loop.StepFn:
   """Returns the compiled step of state, frozen and batch.
 
-  The next state is placed as this one is, and every device has the metrics.
+  The next state is placed as this one is.
   """
   step_fn = functools.partial(
     trainer.train_step,
@@ -282,16 +295,21 @@ def _step_fn(
     loss=loss,
     num_microbatches=config.num_microbatches,
   )
-  everywhere = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
+  rngs = [jax.random.key(trial.seed) for trial in all_trials]
+  is_divided = divided_trials.is_possible(len(rngs), config.mesh)
+  metrics = PartitionSpec("data") if is_divided else PartitionSpec()
   jit = functools.partial(
     jax.jit,
     donate_argnums=0,
-    out_shardings=(jax.tree.map(lambda x: x.sharding, state), everywhere),
+    out_shardings=(
+      jax.tree.map(lambda x: x.sharding, state),
+      NamedSharding(jax.sharding.get_mesh(), metrics),
+    ),
   )
-  rngs = [jax.random.key(trial.seed) for trial in all_trials]
   if len(rngs) == 1:
     return functools.partial(jit(step_fn), rng=rngs[0])
-  step_of_all = functools.partial(trials.train_step, step_fn=step_fn)
+  several = divided_trials if is_divided else trials
+  step_of_all = functools.partial(several.train_step, step_fn=step_fn)
   return functools.partial(jit(step_of_all), rngs=jnp.stack(rngs))
 
 

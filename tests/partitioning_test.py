@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from prompt_tuning import collectives, partitioning, prompts, t5
+from prompt_tuning import partitioning, prompts, t5
 from prompt_tuning.partitioning import MeshConfig
 
 SCRIPT = pathlib.Path(__file__).parent / "partitioning_cases.py"
@@ -210,17 +210,3 @@ def test_microbatches_are_divided_among_all_devices():
     result = jax.jit(split)(batch["x"])
     assert result.sharding.shard_shape((2, 4, 3)) == (2, 2, 3)
   assert partitioning.place_batch({"x": rows})["x"] is rows
-
-
-def test_collectives_are_counted_with_their_bytes():
-  program = """
-    %a = f32[4,8]{1,0} all-gather(%x), dimensions={0}
-    %b = (f32[2]{0}, bf16[3]{0}) all-reduce(%y, %z), to_apply=%add
-    %c = (f32[2]{0}, f32[16]{0}) all-gather-start(%x), dimensions={0}
-    %d = f32[16]{0} all-gather-done(%c)
-    %e = pred[] all-reduce(%p), to_apply=%or
-  """
-  assert collectives.count(program) == {
-    "all-gather": (2, 4 * 8 * 4 + 16 * 4),
-    "all-reduce": (2, 2 * 4 + 3 * 2 + 1),
-  }

@@ -48,7 +48,16 @@ def test_a_step_costs_what_is_counted_by_hand(sizes, is_frozen, products):
   assert found == expected
 
 
-NAMES = ("small", "base", "large", "xl", "xxl", "english_16m", "english_60m")
+NAMES = (
+  "tiny",
+  "small",
+  "base",
+  "large",
+  "xl",
+  "xxl",
+  "english_16m",
+  "english_60m",
+)
 
 
 def test_every_size_is_compared(sizes):
@@ -57,7 +66,8 @@ def test_every_size_is_compared(sizes):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_size_is_that_of_its_gin_file(sizes, gin_model, name):
-  stem = name if name.startswith("english") else f"t5_1_1_{name}"
+  is_own = name == "tiny" or name.startswith("english")
+  stem = name if is_own else f"t5_1_1_{name}"
   model = gin_model(
     f"gin/models/{stem}.gin",
     bindings=["t5.Transformer.config = @t5.T5Config()"],

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a prompt on more and more GPUs of one host, and compares with one.
+
+    python benchmarks/several_gpus.py --sizes=base,xl --devices=1,2,4
+    python benchmarks/several_gpus.py --sizes=tiny --devices=1,2,4 --simulate
+
+T5 1.1 with random weights, prompt 100, 512 input and 16 target tokens, dropout
+0.1, by the step and the placement that a run has. The layouts:
+
+    data     all weights on every GPU; 32 rows each
+    fsdp     weights divided among the GPUs (PARAMETER_SHARDING); 32 rows each
+    model    every product divided (NUM_PARTITIONS); 32 rows together
+    prompts  all weights and a prompt on every GPU (SEEDS); 32 rows each
+
+First 20 steps of 32 rows together (of 32 rows each for `prompts`), whose loss
+and first prompt are compared with those of one GPU: the largest relative
+difference of a loss, and the largest difference of an element. Then the median
+time of a step. Efficiency is examples/s against that many times one GPU's.
+Bytes are those of the collectives' results on one device, by the compiled
+program; the bound is the time that a ring over `--link_rate` takes for them.
+Each row is a process of its own, so that the peak of memory is its own.
+"""
+
+import argparse
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+import sizes
+
+from prompt_tuning import (
+  collectives,
+  divided_trials,
+  layer_stacking,
+  losses,
+  optim,
+  partitioning,
+  prompt_files,
+  prompts,
+  stacks,
+  t5,
+  trainer,
+  trials,
+)
+
+LAYOUTS = ("data", "fsdp", "model", "prompts")
+WEAK = ("data", "fsdp")  # The more devices, the more rows.
+CHECKED_STEPS = 20
+
+
+def network(args: argparse.Namespace, size: str) -> t5.Transformer:
+  """Returns the model that is measured."""
+  config = dataclasses.replace(
+    sizes.SIZES[size],
+    dtype=jnp.dtype(args.dtype),
+    param_dtype=jnp.dtype(args.param_dtype),
+    dropout_rate=args.dropout,
+    attention=args.attention,
+    remat=args.remat,
+  )
+  return t5.Transformer(config, prompts.PromptConfig(length=args.prompt))
+
+
+class Run(NamedTuple):
+  """A training on the current mesh, of one trial or of `num_trials`."""
+
+  model: t5.Transformer
+  state: trials.State
+  frozen: trainer.Params
+  rng: jax.Array
+  step_fn: jax.stages.Wrapped
+  num_trials: int
+
+
+def start(
+  args: argparse.Namespace,
+  size: str,
+  config: partitioning.MeshConfig,
+  num_trials: int,
+) -> Run:
+  """Draws and places everything."""
+  model = network(args, size)
+  names = t5.param_shapes(model)
+  places = partitioning.param_shardings(names, model, config)
+  params = sizes.random_params(model, places)
+  trainable, frozen = sizes.split_prompt(params)
+  rules = optim.Partition([([".*/prompt/.*"], optim.adafactor(0.3))])
+  optimizer = rules.optimizer(names)
+  if args.stack_layers:
+    frozen = layer_stacking.stack(frozen)
+  step_fn = functools.partial(
+    trainer.train_step,
+    model=model,
+    optimizer=optimizer,
+    loss=losses.LossConfig(),
+  )
+  state = trainer.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
+  rngs = jnp.stack([jax.random.key(i) for i in range(num_trials)])
+  if num_trials == 1:
+    placed = partitioning.state_shardings(state, model, config)
+  else:
+    state = trials.stack([state] * num_trials)
+    placed = divided_trials.state_shardings(state)
+    step_fn = functools.partial(divided_trials.train_step, step_fn=step_fn)
+  spec = PartitionSpec("data") if num_trials > 1 else PartitionSpec()
+  of_metrics = NamedSharding(jax.sharding.get_mesh(), spec)
+  return Run(
+    model,
+    partitioning.place(state, placed),
+    frozen,
+    rngs[0] if num_trials == 1 else rngs,
+    jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, of_metrics)),
+    num_trials,
+  )
+
+
+def batches(
+  run: Run, args: argparse.Namespace, num_rows: int
+) -> Iterator[partitioning.Batch]:
+  """Yields batches without end, of all trials the same."""
+  for step in itertools.count():
+    rng = np.random.default_rng([step, num_rows])
+    top = run.model.config.vocab_size
+    tokens = lambda n, draw=rng.integers, top=top: draw(
+      2, top, (num_rows, n), np.int32
+    )
+    batch = {
+      "encoder_input_tokens": tokens(args.inputs),
+      "decoder_input_tokens": tokens(args.targets),
+      "decoder_target_tokens": tokens(args.targets),
+      "decoder_loss_weights": np.ones((num_rows, args.targets), np.int32),
+    }
+    if run.num_trials > 1:
+      batch = {k: np.stack([x] * run.num_trials) for k, x in batch.items()}
+    yield partitioning.place_batch(batch)
+
+
+def take_steps(
+  run: Run, stream: Iterator[partitioning.Batch], num_steps: int
+) -> tuple[Run, jax.stages.Compiled, list[float], list[float]]:
+  """Compiles the step and takes some, with one in flight as in the loop.
+
+  Returns:
+    What the run has become, the program, and of each step the loss of the first
+    trial and the seconds.
+  """
+  made = list(itertools.islice(stream, num_steps))
+  program = run.step_fn.lower(run.state, run.frozen, made[0], run.rng).compile()
+  metrics, seconds = [], []
+  started = time.perf_counter()
+  for batch in made:
+    state, latest = program(run.state, run.frozen, batch, run.rng)
+    run = run._replace(state=state)
+    metrics.append(latest)
+    jax.block_until_ready(metrics[-2:][0])
+    seconds.append(time.perf_counter() - started)
+    started = time.perf_counter()
+  found = [float(np.ravel(x.sums.loss)[0]) for x in metrics]
+  return run, program, found, seconds
+
+
+def measure(
+  size: str, layout: str, num_devices: int, args: argparse.Namespace
+) -> dict[str, Any]:
+  """Measures a row in this process."""
+  config = partitioning.MeshConfig(
+    num_partitions=num_devices if layout == "model" else 1,
+    parameter_sharding=layout == "fsdp",
+  )
+  num_trials = num_devices if layout == "prompts" else 1
+  num_rows = args.batch_size * (num_devices if layout in WEAK else 1)
+  mesh = partitioning.make_mesh(config, jax.devices()[:num_devices])
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(jax.set_mesh(mesh))
+    stack.enter_context(partitioning.gathered_parameters())
+    run = start(args, size, config, num_trials)
+    stream = batches(run, args, args.batch_size)
+    run, _, found, _ = take_steps(run, stream, CHECKED_STEPS)
+    prompt = np.asarray(run.state.trainable[prompt_files.NAME])
+    stream = batches(run, args, num_rows)
+    _, program, _, seconds = take_steps(run, stream, args.steps + 3)
+  step_s = statistics.median(seconds[3:])
+  sent = collectives.count(program.as_text())
+  num_bytes = sum(x.num_bytes for x in sent.values())
+  # A ring sends twice what it reduces, all else once, but for its own part.
+  reduced = sent.get("all-reduce", collectives.Collective(0, 0)).num_bytes
+  ring = (num_bytes + reduced) * (1 - 1 / num_devices)
+  stats = [x.memory_stats() or {} for x in mesh.devices.flat]
+  return {
+    "losses": found,
+    "prompt": (prompt if num_trials == 1 else prompt[0]).tolist(),
+    "step_ms": 1e3 * step_s,
+    "examples_per_s": num_rows * num_trials / step_s,
+    "peak_gib": max(x.get("peak_bytes_in_use", 0) for x in stats) / 2**30,
+    "collectives": sum(x.number for x in sent.values()),
+    "mib_sent": num_bytes / 2**20,
+    "bound_ms": 1e3 * ring / args.link_rate,
+  }
+
+
+def compared(
+  row: dict[str, Any], one: dict[str, Any] | None, num_devices: int
+) -> dict[str, float]:
+  """Puts what a row has in relation to one device's in place of its values."""
+  values = {k: x for k, x in row.items() if k not in ("losses", "prompt")}
+  efficiency = loss = prompt = float("nan")
+  if one is not None:
+    efficiency = row["examples_per_s"] / one["examples_per_s"] / num_devices
+    losses_of_one = np.array(one["losses"])
+    loss = np.max(np.abs(np.array(row["losses"]) / losses_of_one - 1))
+    prompt = np.max(np.abs(np.array(row["prompt"]) - np.array(one["prompt"])))
+  return values | {
+    "efficiency": efficiency,
+    "loss_diff": float(loss),
+    "prompt_diff": float(prompt),
+  }
+
+
+def measure_apart(
+  size: str, layout: str, num_devices: int
+) -> dict[str, Any] | None:
+  """Measures a row in another process; None if that fails."""
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder, "row.json")
+    row = f"--row={size},{layout},{num_devices},{path}"
+    subprocess.run(
+      [sys.executable, __file__, *sys.argv[1:], row],
+      env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+      check=False,
+    )
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def main() -> None:
+  """Prints a table, a row as soon as it is measured."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--sizes", default="base,large,xl,xxl")
+  parser.add_argument("--layouts", default=",".join(LAYOUTS))
+  parser.add_argument("--devices", default="1,2,4")
+  parser.add_argument("--simulate", action="store_true", help="on a CPU")
+  parser.add_argument("--link_rate", type=float, default=450e9, help="bytes/s")
+  parser.add_argument("--dtype", default="bfloat16")
+  parser.add_argument("--param_dtype", default="bfloat16")
+  parser.add_argument("--attention", default="auto")
+  parser.add_argument("--remat", choices=stacks.REMAT, default="none")
+  parser.add_argument("--stack_layers", action="store_true")
+  parser.add_argument("--batch_size", type=int, default=32)
+  parser.add_argument("--inputs", type=int, default=512)
+  parser.add_argument("--targets", type=int, default=16)
+  parser.add_argument("--prompt", type=int, default=100)
+  parser.add_argument("--dropout", type=float, default=0.1)
+  parser.add_argument("--steps", type=int, default=12)
+  parser.add_argument("--row", help=argparse.SUPPRESS)
+  args = parser.parse_args()
+  if args.row:
+    size, layout, num_devices, path = args.row.split(",")
+    if args.simulate:
+      jax.config.update("jax_platforms", "cpu")
+      jax.config.update("jax_num_cpu_devices", int(num_devices))
+    row = measure(size, layout, int(num_devices), args)
+    pathlib.Path(path).write_text(json.dumps(row))
+    return
+  counts = [int(x) for x in args.devices.split(",")]
+  title = True
+  for size in args.sizes.split(","):
+    one = None
+    for num_devices, layout in itertools.product(
+      counts, args.layouts.split(",")
+    ):
+      if num_devices == 1 and one is not None:  # All layouts are one there.
+        continue
+      row = measure_apart(size, layout, num_devices)
+      if row is None:
+        print(f"{size:<12} {layout:<8} {num_devices:>2} failed", flush=True)
+        continue
+      if num_devices == 1:
+        one, layout = row, "-"
+      values = compared(row, one, num_devices)
+      if title:
+        names = "".join(f"{name:>15}" for name in values)
+        print(f"{'size':<12} {'layout':<8} {'n':>2}{names}")
+        title = False
+      cells = "".join(f"{value:15.4g}" for value in values.values())
+      print(f"{size:<12} {layout:<8} {num_devices:>2}{cells}", flush=True)
+
+
+if __name__ == "__main__":
+  main()

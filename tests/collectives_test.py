@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from prompt_tuning import collectives, partitioning
+
+
+def test_collectives_are_counted_with_their_bytes():
+  program = """
+    %a = f32[4,8]{1,0} all-gather(%x), dimensions={0}
+    %b = (f32[2]{0}, bf16[3]{0}) all-reduce(%y, %z), to_apply=%add
+    %c = (f32[2]{0}, f32[16]{0}) all-gather-start(%x), dimensions={0}
+    %d = f32[16]{0} all-gather-done(%c)
+    %e = pred[] all-reduce(%p), to_apply=%or
+  """
+  assert collectives.count(program) == {
+    "all-gather": (2, 4 * 8 * 4 + 16 * 4),
+    "all-reduce": (2, 2 * 4 + 3 * 2 + 1),
+  }
+
+
+def test_those_of_a_loop_are_counted_once_a_turn():
+  def add_up(x):
+    """Sums over the devices in each turn of two loops, one in the other."""
+    turn = lambda x, _: (x - jnp.tanh(x).sum(axis=0, keepdims=True), None)
+    turns = lambda x, _: jax.lax.scan(turn, x, length=3)
+    return jax.lax.scan(turns, x, length=2)[0]
+
+  with partitioning.use(partitioning.MeshConfig()) as mesh:
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    x = jax.ShapeDtypeStruct((4, 5), jnp.float32, sharding=rows)
+    program = jax.jit(add_up).lower(x).compile().as_text()
+  assert collectives.count(program) == {"all-reduce": (6, 6 * 5 * 4)}
