@@ -11,13 +11,19 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
   "--xla_force_host_platform_device_count=2 --xla_allow_excess_precision=false"
 )
-# Tests that run the same program compile it once.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+# Tests that run the same program compile it once, in whichever worker.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp())
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+# Not by way of the package: within its checked imports Python finds no compiled
+# files, and compiles thousands of others' anew.
+import flax  # noqa: F401
 import numpy as np
+import optax  # noqa: F401
+import orbax.checkpoint  # noqa: F401
 from paths import GOLDENS
 import pytest
+import seqio  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

@@ -43,7 +43,10 @@ def kernel(monkeypatch):
 @pytest.fixture
 def prompted(tiny_config, tiny_params):
   """A model with a prompt of five positions, and its parameters."""
-  model = t5.Transformer(tiny_config, prompts.PromptConfig(length=5))
+  config = dataclasses.replace(
+    tiny_config, num_encoder_layers=1, num_decoder_layers=1
+  )
+  model = t5.Transformer(config, prompts.PromptConfig(length=5))
   prompt = jax.random.normal(jax.random.key(0), (5, tiny_config.emb_dim))
   return model, tiny_params | {PROMPT: prompt}
 
@@ -54,7 +57,7 @@ def loss_and_gradient(model, params, batch, *, dropout_rate=0.0):
   run = functools.partial(
     trainer.loss_fn, model=model.clone(config=config), loss=losses.LossConfig()
   )
-  (loss, _), grads = jax.value_and_grad(run, has_aux=True)(
+  (loss, _), grads = jax.jit(jax.value_and_grad(run, has_aux=True))(
     {PROMPT: params[PROMPT]}, frozen, batch, jax.random.key(3)
   )
   return loss, grads[PROMPT]
@@ -99,15 +102,14 @@ def test_what_the_kernel_cannot_mask_is_computed_plainly(
 ):
   model, params = prompted
   narrow = prompts.PromptConfig(length=5, visibility=("prompt->prompt",))
-  trainer.apply(with_kernel(model).clone(prompt=narrow), params, tiny_batch)
+  apply = jax.jit(trainer.apply, static_argnums=0)
+  apply(with_kernel(model).clone(prompt=narrow), params, tiny_batch)
   segments = {
     "encoder_segment_ids": jnp.ones_like(tiny_batch["encoder_input_tokens"]),
     "decoder_segment_ids": jnp.ones_like(tiny_batch["decoder_target_tokens"]),
   }
   plain = {name: x for name, x in params.items() if name != PROMPT}
-  trainer.apply(
-    with_kernel(model).clone(prompt=None), plain, tiny_batch | segments
-  )
+  apply(with_kernel(model).clone(prompt=None), plain, tiny_batch | segments)
   assert not kernel
 
 

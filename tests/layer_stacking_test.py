@@ -44,8 +44,10 @@ def test_a_stack_that_is_trained_in_part_stays_as_it_is(frozen):
   assert "encoder/layers/mlp/wo/kernel" in stacked
 
 
-@pytest.mark.parametrize("is_stacked", [False, True])
-@pytest.mark.parametrize("remat", ["none", "minimal", "full"])
+@pytest.mark.parametrize(
+  ("remat", "is_stacked"),
+  [("none", True), ("minimal", False), ("minimal", True), ("full", True)],
+)
 def test_loss_and_gradient_do_not_depend_on_the_form(
   frozen, tiny_config, tiny_batch, remat, is_stacked
 ):

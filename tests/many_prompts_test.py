@@ -192,6 +192,7 @@ def test_each_task_has_its_own_prompt(run, three, tmp_path):
   assert_same_run(two / "short_b", tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_is_stopped_alone(run, three, tmp_path):
   """1e39 is infinite in float32, and so is the prompt behind step 1."""
   rates = "LEARNING_RATES = (0.3, 1e39)"
@@ -226,6 +227,7 @@ def test_the_run_ends_when_all_trials_have_diverged(run, tmp_path):
     run(tmp_path, "SEEDS = (0, 1)", "optim.adafactor.learning_rate = 1e39")
 
 
+@pytest.mark.slow
 def test_a_restarted_run_of_several_equals_an_uninterrupted_one(
   run, three, tmp_path, monkeypatch
 ):

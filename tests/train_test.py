@@ -24,18 +24,37 @@ SHARED = pathlib.Path(__file__).parents[2] / "shared"
 TINY_RUN = "tests/tiny_run.gin"
 
 
+def train_once(model_dir, *bindings):
+  """Trains on the demo's task."""
+  gin.clear_config()
+  bindings = (f"MODEL_DIR = '{model_dir}'", *bindings)
+  configuration.load(configuration.Flags((TINY_RUN,), bindings, ()))
+  gin.get_configurable(train.train)()
+
+
 @pytest.fixture
 def run(capsys):
-  """Trains on the demo's task; returns what was printed."""
+  """Trains; returns what was printed."""
 
   def call(model_dir, *bindings):
-    gin.clear_config()
-    bindings = (f"MODEL_DIR = '{model_dir}'", *bindings)
-    configuration.load(configuration.Flags((TINY_RUN,), bindings, ()))
-    gin.get_configurable(train.train)()
+    train_once(model_dir, *bindings)
     return capsys.readouterr().out
 
   return call
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """The folder of a finished run, not to be changed."""
+  folder = tmp_path_factory.mktemp("finished") / "run"
+  train_once(folder)
+  return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+  """A copy of it."""
+  return shutil.copytree(finished, tmp_path / "copied")
 
 
 def prompt(model_dir, step):
@@ -109,21 +128,20 @@ def test_the_best_prompt_is_kept_by_the_default_metric(run, tmp_path):
     np.testing.assert_array_equal(found.prompt, prompt(tmp_path, best))
 
 
-def test_the_same_command_gives_the_same_bits(run, tmp_path):
-  for name in ("first", "second", "other"):
-    seed = 1 if name == "other" else 0
-    run(tmp_path / name, f"RANDOM_SEED = {seed}")
-  read = lambda name: (tmp_path / name / "metrics.jsonl").read_text()
-  assert read("first") == read("second") != read("other")
-  first = prompt(tmp_path / "first", 12)
-  np.testing.assert_array_equal(first, prompt(tmp_path / "second", 12))
-  assert np.abs(first - prompt(tmp_path / "other", 12)).max() > 0.1
+def test_the_same_command_gives_the_same_bits(run, finished, tmp_path):
+  second, other = tmp_path / "second", tmp_path / "other"
+  run(second)
+  run(other, "RANDOM_SEED = 1")
+  read = lambda folder: (folder / "metrics.jsonl").read_text()
+  assert read(finished) == read(second) != read(other)
+  first = prompt(finished, 12)
+  np.testing.assert_array_equal(first, prompt(second, 12))
+  assert np.abs(first - prompt(other, 12)).max() > 0.1
 
 
 def test_a_restarted_run_equals_an_uninterrupted_one(
-  run, tmp_path, monkeypatch
+  run, finished, tmp_path, monkeypatch
 ):
-  run(tmp_path / "straight")
   # SIGTERM arrives while step 7 runs, between two lines of the log.
   real_fit = loop.fit
 
@@ -142,59 +160,54 @@ def test_a_restarted_run_equals_an_uninterrupted_one(
   monkeypatch.setattr(loop, "fit", real_fit)
   output = run(tmp_path / "resumed")
   assert "from step 7" in output
-  read = lambda name: (tmp_path / name / "metrics.jsonl").read_text()
-  assert read("straight") == read("resumed")
-  np.testing.assert_array_equal(
-    prompt(tmp_path / "straight", 12), prompt(tmp_path / "resumed", 12)
-  )
+  resumed = tmp_path / "resumed"
+  read = lambda folder: (folder / "metrics.jsonl").read_text()
+  assert read(finished) == read(resumed)
+  np.testing.assert_array_equal(prompt(finished, 12), prompt(resumed, 12))
 
 
-def test_a_finished_run_does_not_train_again(run, tmp_path):
-  run(tmp_path)
-  before = (tmp_path / "metrics.jsonl").read_text()
-  run(tmp_path)
-  assert (tmp_path / "metrics.jsonl").read_text() == before
+def test_a_finished_run_does_not_train_again(run, copied):
+  before = (copied / "metrics.jsonl").read_text()
+  run(copied)
+  assert (copied / "metrics.jsonl").read_text() == before
 
 
-def test_a_checkpoint_of_another_base_or_partition_is_refused(run, tmp_path):
-  run(tmp_path)
+def test_a_checkpoint_of_another_base_or_partition_is_refused(run, copied):
   with pytest.raises(ValueError, match="was trained on another base"):
-    run(tmp_path, "t5.T5Config.num_heads = 2", "t5.T5Config.head_dim = 32")
+    run(copied, "t5.T5Config.num_heads = 2", "t5.T5Config.head_dim = 32")
   with pytest.raises(ValueError, match="with RANDOM_SEED=0, now it is 1"):
-    run(tmp_path, "RANDOM_SEED = 1")
+    run(copied, "RANDOM_SEED = 1")
   with pytest.raises(ValueError, match="with learning_rate=0.3, now it is 0.1"):
-    run(tmp_path, "optim.adafactor.learning_rate = 0.1")
+    run(copied, "optim.adafactor.learning_rate = 0.1")
   with pytest.raises(ValueError, match="trained with BATCH_SIZE=8, now it is"):
-    run(tmp_path, "BATCH_SIZE = 16")
+    run(copied, "BATCH_SIZE = 16")
   with pytest.raises(ValueError, match="with TASK_FEATURE_LENGTHS={'inputs': "):
-    run(tmp_path, "TASK_FEATURE_LENGTHS = {'inputs': 16, 'targets': 4}")
+    run(copied, "TASK_FEATURE_LENGTHS = {'inputs': 16, 'targets': 4}")
   with pytest.raises(ValueError, match="with another partition, prompt or"):
-    run(tmp_path, "PROMPT_REGEX = ['.*/prompt/.*', '.*relpos_bias.*']")
+    run(copied, "PROMPT_REGEX = ['.*/prompt/.*', '.*relpos_bias.*']")
 
 
-def test_a_damaged_checkpoint_is_passed_over(run, tmp_path):
-  run(tmp_path)
-  state = tmp_path / "checkpoint_12" / "state"
+def test_a_damaged_checkpoint_is_passed_over(run, copied):
+  state = copied / "checkpoint_12" / "state"
   files = list(state.glob("**/d/*"))
   assert files
   for path in files:
     path.write_bytes(bytes(path.stat().st_size))
-  output = run(tmp_path)
+  output = run(copied)
   assert "checkpoint_12 is damaged and not used" in output
   assert "from step 8" in output
-  output = run(tmp_path)  # It has been written again.
+  output = run(copied)  # It has been written again.
   assert "is damaged" not in output
   assert "from step 12" in output
 
 
-def test_the_best_of_an_earlier_attempt_is_forgotten(run, tmp_path):
-  run(tmp_path)
-  for path in tmp_path.glob("checkpoint_*"):
+def test_the_best_of_an_earlier_attempt_is_forgotten(run, copied):
+  for path in copied.glob("checkpoint_*"):
     shutil.rmtree(path)
-  (saved,) = (tmp_path / "best").glob("checkpoint_*")
-  saved.rename(tmp_path / "best" / "checkpoint_3")
-  run(tmp_path)
-  (saved,) = (tmp_path / "best").glob("checkpoint_*")
+  (saved,) = (copied / "best").glob("checkpoint_*")
+  saved.rename(copied / "best" / "checkpoint_3")
+  run(copied)
+  (saved,) = (copied / "best").glob("checkpoint_*")
   assert saved.name != "checkpoint_3"
 
 

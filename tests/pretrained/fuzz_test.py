@@ -17,7 +17,7 @@ from prompt_tuning.pretrained import t5x
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 SCALE = "encoder/encoder_norm/scale"
-NUM_MUTANTS = 2000
+NUM_MUTANTS = 1000
 # Small and odd values, in place of any of a JSON or MessagePack tree.
 VALUES = [
   *(None, True, 0, -1, 1, 3, 1.5, 1 << 31, 1 << 40, (1 << 63) - 1, 1e308),
@@ -120,7 +120,7 @@ def test_mutants_of_a_t5x_index():
     assert all(x.ndim for x in arrays.values())
     assert 0 <= step < 1 << 31
 
-  assert check_mutants(mutants(content, load, msgpack.packb), parse) > 400
+  assert check_mutants(mutants(content, load, msgpack.packb), parse) > 200
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_mutants_of_a_zarr_array(one_array, name):
   refused = check_mutants(
     mutants(path.read_bytes(), load, dump), write_and_load
   )
-  assert refused > 1000
+  assert refused > 500
 
 
 @pytest.mark.parametrize("name", ["t5x_names", "hugging_face_names"])
@@ -177,7 +177,7 @@ def test_mutants_of_a_safetensors_header(tmp_path, name):
     path.write_bytes(mutant)
     load_into(target, path)
 
-  assert check_mutants(mutants(content, load, dump), write_and_load) > 1500
+  assert check_mutants(mutants(content, load, dump), write_and_load) > 750
 
 
 def test_mutants_of_a_sharded_index(tmp_path):
@@ -194,7 +194,7 @@ def test_mutants_of_a_sharded_index(tmp_path):
     load_into(target, tmp_path)
 
   contents = mutants(index, json.loads, dump_json)
-  assert check_mutants(contents, write_and_load) > 1500
+  assert check_mutants(contents, write_and_load) > 750
 
 
 @pytest.mark.slow
@@ -222,4 +222,4 @@ def test_mutants_of_orbax(tmp_path, name):
     path.write_bytes(mutant)
     load_into(target, tmp_path)
 
-  assert check_mutants(mutants(content, load, dump), write_and_load) > 500
+  assert check_mutants(mutants(content, load, dump), write_and_load) > 250
