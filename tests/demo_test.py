@@ -2,6 +2,8 @@
 """The demo: its comparison, its picture, its shipped base, its words."""
 
 import json
+import subprocess
+import sys
 from typing import NamedTuple
 
 from etils import epath
@@ -149,15 +151,17 @@ def test_the_shipped_base_is_that_of_its_gin_file(gin_model):
 
 
 @pytest.mark.slow
-def test_prompts_carry_over_to_unseen_words(tmp_path, capsys):
-  from prompt_tuning import configuration, demo
-
-  bindings = [f"MODEL_DIR = '{tmp_path}'"]
-  configuration.load(configuration.Flags(["gin/runs/demo.gin"], bindings, ()))
-  gin.get_configurable(demo.demo)()
+def test_prompts_carry_over_to_unseen_words(tmp_path):
+  program = [sys.executable, "-m", "prompt_tuning.demo"]
+  output = subprocess.run(
+    [*program, f"--gin.MODEL_DIR='{tmp_path}'"],
+    cwd=tmp_path,
+    check=True,
+    capture_output=True,
+    text=True,
+  ).stdout
   plain, tuned, control = (
-    float(line.split("%")[0].split()[-1])
-    for line in capsys.readouterr().out.splitlines()[-4:-1]
+    float(line.split("%")[0].split()[-1]) for line in output.splitlines()[-4:-1]
   )
   assert tuned >= plain + 25
   assert tuned >= control + 10

@@ -219,7 +219,6 @@ def compare_rows(one, many):
 
 MESHES = {
   "data_2": (),
-  "model_2": ("--gin.NUM_PARTITIONS=2",),
   "fsdp_2": ("--gin.PARAMETER_SHARDING=True",),
 }
 
@@ -227,7 +226,7 @@ MESHES = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("mode", "mesh"),
-  [("rank", "data_2"), ("generation", "model_2"), ("generation", "fsdp_2")],
+  [("rank", "data_2"), ("generation", "fsdp_2")],
 )
 def test_processes_evaluate_as_one(tmp_path, cache, base, mode, mesh):
   flags = [
@@ -310,24 +309,34 @@ def test_processes_predict_as_one_and_continue(tmp_path, base, mesh):
   assert all("INPUT_FILE='-' needs one process, found 2" in x for x in printed)
 
 
+LONG_RUN = (
+  "--gin.TRAIN_STEPS=800",
+  "--gin.EVAL_PERIOD=800",
+  "--gin.loop.LoopConfig.checkpoint_period=50",
+  "--gin.loop.LoopConfig.log_period=10",
+)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, cache):
+  """The folder of a run of two processes that nobody has stopped."""
+  folder = tmp_path_factory.mktemp("straight") / "run"
+  codes, texts = finish(start(folder, cache, *LONG_RUN, processes=2), folder)
+  assert codes == [0, 0], "\n".join(texts)
+  return folder
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize(
-  "sent", [signal.SIGTERM, signal.SIGKILL], ids=["sigterm", "sigkill"]
+  ("sent", "victim"),
+  [(signal.SIGTERM, 1), (signal.SIGKILL, 0), (signal.SIGKILL, 1)],
+  ids=["sigterm_1", "sigkill_0", "sigkill_1"],
 )
 def test_processes_stop_together_and_continue_with_the_same_bits(
-  tmp_path, cache, sent, victim
+  tmp_path, cache, straight, sent, victim
 ):
-  flags = (
-    "--gin.TRAIN_STEPS=800",
-    "--gin.EVAL_PERIOD=800",
-    "--gin.loop.LoopConfig.checkpoint_period=50",
-    "--gin.loop.LoopConfig.log_period=10",
-  )
-  straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-  codes, texts = finish(start(straight, cache, *flags, processes=2), straight)
-  assert codes == [0, 0], "\n".join(texts)
-  running = start(stopped, cache, *flags, processes=2)
+  stopped = tmp_path / "stopped"
+  running = start(stopped, cache, *LONG_RUN, processes=2)
   wait_for_step(stopped, 130)
   running[victim].send_signal(sent)
   sent_at = time.monotonic()
@@ -340,7 +349,7 @@ def test_processes_stop_together_and_continue_with_the_same_bits(
     assert codes[victim] == -signal.SIGKILL
     assert codes[1 - victim] == 75, "\n".join(texts)
     assert "most likely because another process has ended" in texts[1 - victim]
-  codes, texts = finish(start(stopped, cache, *flags, processes=2), stopped)
+  codes, texts = finish(start(stopped, cache, *LONG_RUN, processes=2), stopped)
   assert codes == [0, 0], "\n".join(texts)
   assert f"continuing {stopped} from step" in texts[0]
   np.testing.assert_array_equal(prompt(stopped, 800), prompt(straight, 800))
