@@ -10,8 +10,6 @@ from etils import epath
 import numpy as np
 import pytest
 
-import gin
-
 
 def write_run(folder, scores):
   folder.mkdir(parents=True)
