@@ -122,6 +122,7 @@ def assert_same_run(trial, alone):
   np.testing.assert_allclose(found.prompt, expected.prompt, atol=2e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_three_seeds_at_once_equal_three_runs(run, three, tmp_path):
   for seed in range(3):
     run(tmp_path / f"{seed}", f"SEEDS = {seed}")
@@ -136,6 +137,7 @@ def test_three_seeds_at_once_equal_three_runs(run, three, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_several_trials_leave_one_checkpoint_and_a_folder_each(three):
   assert (three / "checkpoint_6").exists()
   assert not list(three.glob("trials/*/checkpoint_*"))
