@@ -236,9 +236,10 @@ def fit(
         collect()
         hooks.save(state, values)
         saved_step = step
-    if saved_step != step:
-      collect()
-      hooks.save(state, values)
+    if step < config.train_steps:
+      if saved_step != step:
+        collect()
+        hooks.save(state, values)
       bar.write(f"stopped by SIGTERM; step {step} is saved")
   return state
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real data sets, where they lie beside the checkout: row counts."""
 
+import os
 import pathlib
+import time
 
 import numpy as np
 import pytest
@@ -39,11 +41,23 @@ COUNTS = {
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-  """All real rows as TFDS data sets."""
+  """All real rows as TFDS data sets, made by one worker for all."""
   from prompt_tuning.tasks import prepare
 
-  folder = tmp_path_factory.mktemp("tfds")
-  list(prepare.prepare(DATA, folder))
+  root = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    root = root.parent
+  folder, done = root / "tfds", root / "tfds_is_made"
+  try:
+    folder.mkdir()
+  except FileExistsError:
+    deadline = time.monotonic() + 300
+    while not done.exists():
+      assert time.monotonic() < deadline, "another worker has not made it"
+      time.sleep(0.5)
+  else:
+    list(prepare.prepare(DATA, folder))
+    done.touch()
   return folder
 
 
