@@ -62,8 +62,8 @@ def network(args: argparse.Namespace, size: str) -> t5.Transformer:
   is_frozen = args.trained == "prompt"
   config = dataclasses.replace(
     sizes.SIZES[size],
-    dtype=jnp.bfloat16,
-    param_dtype=jnp.bfloat16 if is_frozen else jnp.float32,
+    dtype=jnp.dtype(args.dtype),
+    param_dtype=jnp.dtype(args.param_dtype) if is_frozen else jnp.float32,
     dropout_rate=args.dropout,
     attention=args.attention,
     remat=args.remat,
@@ -149,11 +149,10 @@ def measure(size: str, args: argparse.Namespace) -> dict[str, float]:
   }
 
 
-def main() -> None:
-  """Prints a table, a row as soon as it is measured."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--sizes", default="base,large,xl,xxl")
-  parser.add_argument("--trained", choices=("prompt", "all"), default="prompt")
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of the network, its batches, and how often it is timed."""
+  parser.add_argument("--dtype", default="bfloat16")
+  parser.add_argument("--param_dtype", default="bfloat16")
   parser.add_argument("--attention", default="auto")
   parser.add_argument("--remat", choices=stacks.REMAT, default="none")
   parser.add_argument("--stack_layers", action="store_true")
@@ -163,6 +162,14 @@ def main() -> None:
   parser.add_argument("--prompt", type=int, default=100)
   parser.add_argument("--dropout", type=float, default=0.1)
   parser.add_argument("--steps", type=int, default=12)
+
+
+def main() -> None:
+  """Prints a table, a row as soon as it is measured."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--sizes", default="base,large,xl,xxl")
+  parser.add_argument("--trained", choices=("prompt", "all"), default="prompt")
+  add_options(parser)
   parser.add_argument("--child", help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.child:

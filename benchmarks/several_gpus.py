@@ -24,7 +24,6 @@ Each row is a process of its own, so that the peak of memory is its own.
 import argparse
 from collections.abc import Iterator
 import contextlib
-import dataclasses
 import functools
 import itertools
 import json
@@ -37,6 +36,7 @@ import tempfile
 import time
 from typing import Any, NamedTuple
 
+import gpu_step
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -51,8 +51,6 @@ from prompt_tuning import (
   optim,
   partitioning,
   prompt_files,
-  prompts,
-  stacks,
   t5,
   trainer,
   trials,
@@ -61,19 +59,6 @@ from prompt_tuning import (
 LAYOUTS = ("data", "fsdp", "model", "prompts")
 WEAK = ("data", "fsdp")  # The more devices, the more rows.
 CHECKED_STEPS = 20
-
-
-def network(args: argparse.Namespace, size: str) -> t5.Transformer:
-  """Returns the model that is measured."""
-  config = dataclasses.replace(
-    sizes.SIZES[size],
-    dtype=jnp.dtype(args.dtype),
-    param_dtype=jnp.dtype(args.param_dtype),
-    dropout_rate=args.dropout,
-    attention=args.attention,
-    remat=args.remat,
-  )
-  return t5.Transformer(config, prompts.PromptConfig(length=args.prompt))
 
 
 class Run(NamedTuple):
@@ -94,7 +79,7 @@ def start(
   num_trials: int,
 ) -> Run:
   """Draws and places everything."""
-  model = network(args, size)
+  model = gpu_step.network(args, size)
   names = t5.param_shapes(model)
   places = partitioning.param_shardings(names, model, config)
   params = sizes.random_params(model, places)
@@ -254,17 +239,8 @@ def main() -> None:
   parser.add_argument("--devices", default="1,2,4")
   parser.add_argument("--simulate", action="store_true", help="on a CPU")
   parser.add_argument("--link_rate", type=float, default=450e9, help="bytes/s")
-  parser.add_argument("--dtype", default="bfloat16")
-  parser.add_argument("--param_dtype", default="bfloat16")
-  parser.add_argument("--attention", default="auto")
-  parser.add_argument("--remat", choices=stacks.REMAT, default="none")
-  parser.add_argument("--stack_layers", action="store_true")
-  parser.add_argument("--batch_size", type=int, default=32)
-  parser.add_argument("--inputs", type=int, default=512)
-  parser.add_argument("--targets", type=int, default=16)
-  parser.add_argument("--prompt", type=int, default=100)
-  parser.add_argument("--dropout", type=float, default=0.1)
-  parser.add_argument("--steps", type=int, default=12)
+  gpu_step.add_options(parser)
+  parser.set_defaults(trained="prompt")
   parser.add_argument("--row", help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.row:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the devices of a compiled program say to each other, and how much."""
 
+from collections.abc import Iterator
 import math
 import re
 from typing import NamedTuple
@@ -45,10 +46,7 @@ def count(program: str) -> dict[str, Collective]:
   """
   result: dict[str, Collective] = {}
   num_runs = _num_runs(program)
-  computation = ""
-  for line in program.splitlines():
-    if title := _COMPUTATION.match(line):
-      computation = title[1]
+  for computation, line in _lines(program):
     times = num_runs.get(computation, 1)
     for shapes, kind, start in _OPERATION.findall(line):
       sizes = [_num_bytes(*shape) for shape in _SHAPE.findall(shapes)]
@@ -60,17 +58,23 @@ def count(program: str) -> dict[str, Collective]:
   return result
 
 
+def _lines(program: str) -> Iterator[tuple[str, str]]:
+  """Yields each line with the name of the computation that it stands in."""
+  computation = ""
+  for line in program.splitlines():
+    if title := _COMPUTATION.match(line):
+      computation = title[1]
+    yield computation, line
+
+
 def _num_runs(program: str) -> dict[str, int]:
   """Returns how often the body of each loop of a program runs.
 
   One whose number of turns XLA does not know is counted as if it had one.
   """
   loops: dict[str, tuple[str, int]] = {}  # By body: where it is, and turns.
-  computation = ""
-  for line in program.splitlines():
-    if title := _COMPUTATION.match(line):
-      computation = title[1]
-    elif loop := _LOOP.search(line):
+  for computation, line in _lines(program):
+    if loop := _LOOP.search(line):
       loops[loop[1]] = (computation, int(loop[2]))
 
   def runs(body: str) -> int:

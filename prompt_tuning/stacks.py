@@ -202,7 +202,7 @@ class DecoderLayer(nn.Module):
     return x + _dropout(config)(y, deterministic=deterministic)
 
 
-# A layer's name, and its call of a layer, the stream and what all layers share.
+# A layer and its input -> its output.
 _Apply = Callable[..., Float[Array, "B S D"]]
 
 

@@ -68,10 +68,15 @@ class Transformer(nn.Module):
       )
 
   def _kernel_lengths(
-    self, tokens: Int[Array, "B T"]
+    self,
+    tokens: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"] | None,
+    prompt_lengths: Int[Array, " B"] | None,
   ) -> Int[Array, " B"] | None:
     """Counts the real positions of each row, if the kernel is to be used."""
     prompt, config = self.prompt, self.config
+    if segment_ids is not None or prompt_lengths is not None:
+      return None
     if not flash_attention.is_used(config.attention, config.dtype):
       return None
     if prompt is not None and not prompt.sees_all:
@@ -119,9 +124,7 @@ class Transformer(nn.Module):
       )
     if encoder_segment_ids is not None:
       mask &= _same_segment(encoder_segment_ids, encoder_segment_ids)
-    lengths = None
-    if encoder_segment_ids is None and prompt_lengths is None:
-      lengths = self._kernel_lengths(tokens)
+    lengths = self._kernel_lengths(tokens, encoder_segment_ids, prompt_lengths)
     embedded = self.token_embedder(tokens)
     return self.encoder(
       tokens, embedded, mask, lengths, deterministic=not enable_dropout
@@ -190,9 +193,9 @@ class Transformer(nn.Module):
       mask &= _same_segment(decoder_segment_ids, decoder_segment_ids)
     if decoder_segment_ids is not None and encoder_segment_ids is not None:
       cross_mask &= _same_segment(decoder_segment_ids, encoder_segment_ids)
-    lengths = None
-    if encoder_segment_ids is None and prompt_lengths is None:
-      lengths = self._kernel_lengths(encoder_input_tokens)
+    lengths = self._kernel_lengths(
+      encoder_input_tokens, encoder_segment_ids, prompt_lengths
+    )
     return self.decoder(
       decoder_input_tokens,
       encoded,
