@@ -56,6 +56,28 @@ def gin_model():
   return build
 
 
+@pytest.fixture(scope="session")
+def write_tiny_base():
+  """Writes the random base of tests/tiny_run.gin to a file."""
+  from prompt_tuning import pretrained, t5
+
+  config = t5.T5Config(
+    vocab_size=8192,
+    emb_dim=16,
+    num_heads=4,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    head_dim=16,
+    mlp_dim=32,
+  )
+
+  def write(path, *, step=0):
+    params = t5.init_params(t5.Transformer(config), seed=0)
+    pretrained.save(str(path), params, step, {})
+
+  return write
+
+
 @pytest.fixture
 def golden():
   """Loads an archive of tests/goldens as a dict of JAX arrays."""

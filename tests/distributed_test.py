@@ -32,6 +32,7 @@ TINY = (
   "--gin.t5.T5Config.emb_dim=16",
   "--gin.t5.T5Config.num_encoder_layers=1",
   "--gin.t5.T5Config.num_decoder_layers=1",
+  "--gin.t5.T5Config.mlp_dim=32",
 )
 
 
@@ -175,27 +176,17 @@ READERS = (
   "--gin_file=gin/models/tiny.gin",
   "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 4}",
   "--gin.ACTIVATION_DTYPE='float32'",
-  *TINY[-3:],
+  *TINY[-4:],
 )
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(tmp_path_factory, write_tiny_base):
   """The folder of a random base and two prompts for it."""
-  from prompt_tuning import pretrained, prompt_files, t5
+  from prompt_tuning import prompt_files
 
   folder = tmp_path_factory.mktemp("base")
-  config = t5.T5Config(
-    vocab_size=8192,
-    emb_dim=16,
-    num_heads=4,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
-    head_dim=16,
-    mlp_dim=128,
-  )
-  params = t5.init_params(t5.Transformer(config), seed=0)
-  pretrained.save(f"{folder}/base.safetensors", params, 0, {})
+  write_tiny_base(folder / "base.safetensors")
   for seed in (0, 1):
     prompt = np.random.default_rng(seed).normal(size=(3, 16))
     prompt_files.save(f"{folder}/{seed}.npy", prompt, {})

@@ -17,9 +17,7 @@ import gin
 from prompt_tuning import (
   configuration,
   infer,
-  pretrained,
   prompt_files,
-  t5,
 )
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -33,20 +31,10 @@ TEXTS = [f"sentence {'very ' * (i % 3)}{i}" for i in range(7)]
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(tmp_path_factory, write_tiny_base):
   """The folder of a random base, two prompts for it, and inputs."""
   folder = tmp_path_factory.mktemp("base")
-  config = t5.T5Config(
-    vocab_size=8192,
-    emb_dim=16,
-    num_heads=4,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
-    head_dim=16,
-    mlp_dim=32,
-  )
-  params = t5.init_params(t5.Transformer(config), seed=0)
-  pretrained.save(f"{folder}/base.safetensors", params, 0, {})
+  write_tiny_base(folder / "base.safetensors")
   rng = np.random.default_rng(0)
   for name, length in (("short", 2), ("long", 5)):
     prompt = 3 * rng.normal(size=(length, 16)).astype(np.float32)

@@ -15,7 +15,6 @@ from prompt_tuning import (
   loop,
   pretrained,
   prompt_files,
-  t5,
   train,
 )
 
@@ -286,20 +285,10 @@ def test_a_prompt_is_there_before_its_checkpoint(run, tmp_path, monkeypatch):
 
 
 def test_train_steps_below_the_base_are_refused_before_it_is_read(
-  run, tmp_path, monkeypatch
+  run, tmp_path, monkeypatch, write_tiny_base
 ):
-  path = f"{tmp_path}/base.safetensors"
-  model = t5.T5Config(
-    vocab_size=8192,
-    emb_dim=16,
-    num_heads=4,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
-    head_dim=16,
-    mlp_dim=32,
-  )
-  params = t5.init_params(t5.Transformer(model), seed=0)
-  pretrained.save(path, params, 12, {})
+  path = tmp_path / "base.safetensors"
+  write_tiny_base(path, step=12)
   monkeypatch.setattr(pretrained, "load", None)
   with pytest.raises(ValueError, match="TRAIN_STEPS=12 must be above 12, the"):
     run(tmp_path, f"INITIAL_CHECKPOINT_PATH = '{path}'")
