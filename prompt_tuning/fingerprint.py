@@ -41,7 +41,9 @@ def fingerprint(params: Mapping[str, Shaped[Array, "..."]]) -> str:
   Names, shapes and dtypes count too. Equal on every platform and for every
   sharding. Not meant to resist an attacker.
   """
-  sums = jax.device_get({name: _checksums(x) for name, x in params.items()})
+  # One at a time: sums over several devices in flight at once can wait for each
+  # other for ever on a CPU.
+  sums = {name: jax.device_get(_checksums(x)) for name, x in params.items()}
   digest = hashlib.sha256()
   for name in sorted(params):
     x = params[name]
