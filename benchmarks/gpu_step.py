@@ -5,10 +5,10 @@
 
 T5 1.1 with random bfloat16 weights, prompt 100, 512 input and 16 target tokens,
 batch 32, dropout 0.1: `trainer.train_step` with the switches that a run has
-(ATTENTION, REMAT, loop.LoopConfig.stack_layers). As in the loop, one step is in
-flight while the next is called; the time of a step is the median of `--steps`.
-The share is of the rate of an 8192-cubed bfloat16 product, measured behind it.
-`--trained=all` is a step of pretraining, with float32 weights and no prompt.
+(ATTENTION, REMAT, QUANTIZATION, loop.LoopConfig.stack_layers). As in the loop,
+one step is in flight while the next is called; the time of a step is the median
+of `--steps`. The share is of the rate of an 8192-cubed bfloat16 product,
+measured behind it. `--trained=all` is a step of pretraining, with float32 weights and no prompt.
 Each size is a process of its own, so that the peak of memory is its own.
 """
 
@@ -32,6 +32,7 @@ from prompt_tuning import (
   losses,
   optim,
   prompts,
+  quantization,
   stacks,
   t5,
   trainer,
@@ -67,6 +68,7 @@ def network(args: argparse.Namespace, size: str) -> t5.Transformer:
     dropout_rate=args.dropout,
     attention=args.attention,
     remat=args.remat,
+    quantization=args.quantization,
   )
   prompt = prompts.PromptConfig(length=args.prompt) if is_frozen else None
   return t5.Transformer(config, prompt)
@@ -84,6 +86,7 @@ def start(
   if model.prompt is not None:
     trainable, frozen = sizes.split_prompt(params)
   del params
+  frozen = quantization.quantize(frozen, args.quantization)
   if args.stack_layers:
     frozen = layer_stacking.stack(frozen)
   step_fn = jax.jit(
@@ -155,6 +158,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--param_dtype", default="bfloat16")
   parser.add_argument("--attention", default="auto")
   parser.add_argument("--remat", choices=stacks.REMAT, default="none")
+  parser.add_argument(
+    "--quantization", choices=quantization.KINDS, default="none"
+  )
   parser.add_argument("--stack_layers", action="store_true")
   parser.add_argument("--batch_size", type=int, default=32)
   parser.add_argument("--inputs", type=int, default=512)

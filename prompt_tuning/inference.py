@@ -26,6 +26,7 @@ from prompt_tuning import (
   pretrained,
   prompt_bank,
   prompt_files,
+  quantization,
   t5,
 )
 from prompt_tuning import (
@@ -120,12 +121,14 @@ def load(
   target = partitioning.placed(
     t5.param_shapes(plain), plain, mesh or partitioning.MeshConfig()
   )
-  base = pretrained.load(path, target)
-  table = base.params["token_embedder/embedding"]
+  params = quantization.quantize(
+    pretrained.load(path, target).params, network.config.quantization
+  )
+  table = params["token_embedder/embedding"]
   bank = prompt_bank.empty(partitioning.gather(table), capacity=capacity)
   for name, file in prompts.items():
     prompt_bank.load(bank, name, file)
-  return Model(network, base.params, bank, vocabulary)
+  return Model(network, params, bank, vocabulary)
 
 
 def predict(

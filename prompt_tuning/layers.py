@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from prompt_tuning import flash_attention
+from prompt_tuning import flash_attention, quantization
 
 Initializer = Callable[..., Array]
 
@@ -55,6 +55,7 @@ class Projection(nn.Module):
     kernel_init: initialiser of the kernel.
     dtype: dtype of the product; inputs and kernel are cast to it.
     param_dtype: dtype in which the kernel is stored.
+    in_float8: see `quantization.product`, for a kernel of 8 bits.
   """
 
   features: int
@@ -62,6 +63,7 @@ class Projection(nn.Module):
   kernel_init: Initializer = _MLP_INIT
   dtype: DTypeLike = jnp.float32
   param_dtype: DTypeLike = jnp.float32
+  in_float8: bool = False
 
   @nn.compact
   def __call__(
@@ -75,6 +77,14 @@ class Projection(nn.Module):
       self.param_dtype,
       axes=self.axes,
     )
+    if self.has_variable("params", "kernel_scale"):
+      return quantization.product(
+        inputs,
+        kernel,
+        self.get_variable("params", "kernel_scale"),
+        dtype=self.dtype,
+        in_float8=self.in_float8,
+      )
     if inputs.dtype == kernel.dtype and self.dtype == jnp.float32:
       # Sums in float32 what is exact in it, without copies in float32.
       return jnp.dot(inputs, kernel, preferred_element_type=jnp.float32)
@@ -194,6 +204,7 @@ class Attention(nn.Module):
     float32_logits: compute the attention logits in float32 whatever `dtype`.
     dtype: dtype of the activations.
     param_dtype: dtype in which the kernels are stored.
+    in_float8: see `Projection`.
   """
 
   num_heads: int
@@ -202,6 +213,7 @@ class Attention(nn.Module):
   float32_logits: bool = False
   dtype: DTypeLike = jnp.float32
   param_dtype: DTypeLike = jnp.float32
+  in_float8: bool = False
 
   @nn.compact
   def __call__(
@@ -243,6 +255,7 @@ class Attention(nn.Module):
         kernel_init=init,
         dtype=self.dtype,
         param_dtype=self.param_dtype,
+        in_float8=self.in_float8,
         name=name,
       )(inputs)
       heads = ad_checkpoint.checkpoint_name(heads, name)
@@ -272,6 +285,7 @@ class Attention(nn.Module):
       kernel_init=_ATTENTION_INIT,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
+      in_float8=self.in_float8,
       name="out",
     )(joined.reshape(*joined.shape[:2], -1))
 
@@ -368,6 +382,7 @@ class MLP(nn.Module):
     dropout_rate: rate of dropping inner features, for all positions at once.
     dtype: dtype of the activations.
     param_dtype: dtype in which the kernels are stored.
+    in_float8: see `Projection`.
   """
 
   features: int
@@ -375,6 +390,7 @@ class MLP(nn.Module):
   dropout_rate: float = 0.0
   dtype: DTypeLike = jnp.float32
   param_dtype: DTypeLike = jnp.float32
+  in_float8: bool = False
 
   @nn.compact
   def __call__(
@@ -388,6 +404,7 @@ class MLP(nn.Module):
         axes=("embed", "mlp"),
         dtype=self.dtype,
         param_dtype=self.param_dtype,
+        in_float8=self.in_float8,
         name="wi" if len(self.activations) == 1 else f"wi_{i}",
       )(x)
       hidden = ad_checkpoint.checkpoint_name(hidden, "wi")
@@ -403,5 +420,6 @@ class MLP(nn.Module):
       axes=("mlp", "embed"),
       dtype=self.dtype,
       param_dtype=self.param_dtype,
+      in_float8=self.in_float8,
       name="wo",
     )(gated)

@@ -14,7 +14,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from prompt_tuning import flash_attention, layers, prompts, relative_position
+from prompt_tuning import (
+  flash_attention,
+  layers,
+  prompts,
+  quantization,
+  relative_position,
+)
 
 REMAT = ("none", "minimal", "full")
 
@@ -47,6 +53,8 @@ class T5Config:
     remat: what a layer keeps for the backward pass: "none", whatever XLA
       chooses; "minimal", the results of products alone; "full", its input
       alone, so that it is computed twice.
+    quantization: of frozen kernels: "int8" or "float8" to store them in 8 bits,
+      "float8_products" to multiply in 8 bits too; see `quantization`.
     dtype: dtype of the activations; logits are float32 always.
     param_dtype: dtype in which the parameters, but for the prompt, are stored.
   """
@@ -65,12 +73,18 @@ class T5Config:
   one_hot_embedding: bool = False
   attention: str = "plain"
   remat: str = "none"
+  quantization: str = "none"
   dtype: DTypeLike = jnp.float32
   param_dtype: DTypeLike = jnp.float32
 
   def __post_init__(self) -> None:
     if self.remat not in REMAT:
       raise ValueError(f"REMAT={self.remat!r} must be one of {REMAT}")
+    if self.quantization not in quantization.KINDS:
+      raise ValueError(
+        f"QUANTIZATION={self.quantization!r} must be one of"
+        f" {quantization.KINDS}"
+      )
     if self.attention not in flash_attention.KINDS:
       raise ValueError(
         f"ATTENTION={self.attention!r} must be one of {flash_attention.KINDS}"
@@ -94,6 +108,7 @@ def _attention(config: T5Config, name: str) -> layers.Attention:
     float32_logits=config.float32_attention_logits,
     dtype=config.dtype,
     param_dtype=config.param_dtype,
+    in_float8=config.quantization == "float8_products",
     name=name,
   )
 
@@ -105,6 +120,7 @@ def _mlp(config: T5Config) -> layers.MLP:
     config.dropout_rate,
     config.dtype,
     config.param_dtype,
+    in_float8=config.quantization == "float8_products",
     name="mlp",
   )
 

@@ -17,6 +17,7 @@ from prompt_tuning import (
   partitioning,
   pretrained,
   prompt_files,
+  quantization,
   t5,
   task_data,
   trainer,
@@ -48,7 +49,8 @@ def load(
   partitioning.check_batch_size(
     config.batch_size, num_microbatches=config.num_microbatches
   )
-  partition.labels(t5.param_shapes(model))
+  labels = partition.labels(t5.param_shapes(model))
+  _check_frozen(labels, model.config.quantization)
   target = base_target(model, config.mesh)
   path = initial_checkpoint_path
   step = 0 if path is None else pretrained.describe(path, target).step
@@ -79,7 +81,7 @@ def load_base(
   model: t5.Transformer,
   seed: int,
 ) -> pretrained.Base:
-  """Loads a base or, from no path, draws its weights.
+  """Loads a base or, from no path, draws its weights; quantises it if wanted.
 
   Args:
     path: see `pretrained.open_checkpoint`.
@@ -88,16 +90,25 @@ def load_base(
     seed: of random weights.
   """
   if path is not None:
-    return pretrained.load(path, target)
-  print("there is no checkpoint: the base has random weights")
-  drawn = t5.init_params(model, seed=seed)
-  return pretrained.Base(
-    partitioning.place(
-      {name: drawn[name] for name in target},
-      {name: x.sharding for name, x in target.items()},
-    ),
-    0,
-  )
+    base = pretrained.load(path, target)
+  else:
+    print("there is no checkpoint: the base has random weights")
+    drawn = t5.init_params(model, seed=seed)
+    places = {name: x.sharding for name, x in target.items()}
+    params = partitioning.place({name: drawn[name] for name in target}, places)
+    base = pretrained.Base(params, 0)
+  params = quantization.quantize(base.params, model.config.quantization)
+  return base._replace(params=params)
+
+
+def _check_frozen(labels: Mapping[str, int], kind: str) -> None:
+  """Refuses to train what is to be quantised."""
+  trained = [x for x in labels if quantization.is_quantized(x, kind)]
+  if trained:
+    raise ValueError(
+      f"QUANTIZATION={kind!r} needs frozen layers, but the partition trains"
+      f" /{trained[0]}: set it to 'none'"
+    )
 
 
 def _load_data(

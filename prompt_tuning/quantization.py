@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frozen kernels of 8 bits, and products with them.
+
+The kernels of all layers become integers or floats of 8 bits with a scale for
+each output; embeddings, norms and the logits stay as they are.
+
+    kernel [N, M] bfloat16  ->  kernel [N, M] int8, kernel_scale [M] float32
+"""
+
+from collections.abc import Mapping
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float8e4m3fn, Shaped
+
+KINDS = ("none", "int8", "float8", "float8_products")
+_KERNEL = re.compile(r"(encoder|decoder)/layers_\d+/.+/kernel")
+
+Params = dict[str, Shaped[Array, "..."]]
+
+
+def is_quantized(name: str, kind: str) -> bool:
+  """Tells whether `quantize` changes the parameter at a path."""
+  return kind != "none" and _KERNEL.fullmatch(name) is not None
+
+
+def quantize(params: Mapping[str, Shaped[Array, "..."]], kind: str) -> Params:
+  """Rounds the kernels of all layers to 8 bits.
+
+  Args:
+    params: by path. What becomes smaller is deleted.
+    kind: "int8"; "float8" or "float8_products" for e4m3; "none" changes
+      nothing.
+
+  Returns:
+    All parameters, with a `kernel_scale` beside each of those kernels.
+  """
+  result: Params = {}
+  for name, x in params.items():
+    if not is_quantized(name, kind):
+      result[name] = x
+      continue
+    result[name], result[f"{name}_scale"] = _round(
+      x, dtype=jnp.int8 if kind == "int8" else jnp.float8_e4m3fn
+    )
+    x.delete()
+  return result
+
+
+def _round(
+  kernel: Float[Array, "N M"], *, dtype: DTypeLike
+) -> tuple[Shaped[Array, "N M"], Float[Array, " M"]]:
+  """Rounds a kernel; both results are placed as it is."""
+  places = None
+  if isinstance(kernel.sharding, NamedSharding):
+    inputs, outputs = (*kernel.sharding.spec, None, None)[:2]
+    at = functools.partial(NamedSharding, kernel.sharding.mesh)
+    places = (at(PartitionSpec(inputs, outputs)), at(PartitionSpec(outputs)))
+  scaled = functools.partial(_scaled, axis=0, dtype=dtype)
+  return jax.jit(scaled, out_shardings=places)(kernel)
+
+
+def _scaled(
+  x: Float[Array, "*N"], *, axis: int, dtype: DTypeLike
+) -> tuple[Shaped[Array, "*N"], Float[Array, "*M"]]:
+  """Divides by what makes the largest of an axis the largest of a dtype.
+
+  Returns:
+    What is left, rounded, and the divisors in float32, without the axis.
+  """
+  is_integer = jnp.issubdtype(dtype, jnp.integer)
+  largest = (jnp.iinfo if is_integer else jnp.finfo)(dtype).max
+  x = x.astype(jnp.float32)
+  scale = jnp.max(jnp.abs(x), axis=axis, keepdims=True) / float(largest)
+  x = x / jnp.where(scale == 0, 1.0, scale)
+  rounded = (jnp.round(x) if is_integer else x).astype(dtype)
+  return rounded, jnp.squeeze(scale, axis)
+
+
+def product(
+  inputs: Float[Array, "*B N"],
+  kernel: Shaped[Array, "N M"],
+  scale: Float[Array, " M"],
+  *,
+  dtype: DTypeLike,
+  in_float8: bool,
+) -> Float[Array, "*B M"]:
+  """Multiplies by a kernel of 8 bits.
+
+  Args:
+    inputs: what is multiplied.
+    kernel: from `quantize`.
+    scale: that of each output.
+    dtype: of the result.
+    in_float8: round the inputs to e4m3 too, each row with a scale of its own,
+      and multiply in 8 bits, backward as well; the kernel must be e4m3.
+      Otherwise the product is one of `dtype`.
+  """
+  inputs = inputs.astype(dtype)
+  if in_float8:
+    return _float8_product(inputs, kernel, scale)
+  # The scales behind the product, where there is less to multiply.
+  return jnp.dot(inputs, kernel.astype(dtype)) * _like(scale, inputs)
+
+
+def _like(
+  scale: Float[Array, " M"], x: Float[Array, "*B N"]
+) -> Float[Array, "..."]:
+  """Returns scales of the last axis in the dtype and rank of an array."""
+  return scale.astype(x.dtype).reshape((1,) * (x.ndim - 1) + scale.shape)
+
+
+@jax.custom_vjp
+def _float8_product(
+  inputs: Float[Array, "*B N"],
+  kernel: Float8e4m3fn[Array, "N M"],
+  scale: Float[Array, " M"],
+) -> Float[Array, "*B M"]:
+  result = _float8_dot(inputs, kernel)
+  return result * _like(scale, result)
+
+
+def _float8_dot(
+  x: Float[Array, "*B N"], kernel: Float8e4m3fn[Array, "N M"]
+) -> Float[Array, "*B M"]:
+  """Multiplies in 8 bits; the sums have the dtype of `x`."""
+  rows, scale = _scaled(x, axis=-1, dtype=kernel.dtype)
+  result = jnp.dot(rows, kernel, preferred_element_type=x.dtype)
+  return (result * scale[..., None]).astype(x.dtype)
+
+
+def _forward(
+  inputs: Float[Array, "*B N"],
+  kernel: Float8e4m3fn[Array, "N M"],
+  scale: Float[Array, " M"],
+) -> tuple[Array, tuple[Array, Array]]:
+  return _float8_product(inputs, kernel, scale), (kernel, scale)
+
+
+def _backward(
+  kept: tuple[Array, Array], grads: Float[Array, "*B M"]
+) -> tuple[Array, None, None]:
+  """Returns the gradient of the inputs: what is frozen has none."""
+  kernel, scale = kept
+  return _float8_dot(grads * _like(scale, grads), kernel.T), None, None
+
+
+_float8_product.defvjp(_forward, _backward)
