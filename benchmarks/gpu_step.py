@@ -8,7 +8,8 @@ batch 32, dropout 0.1: `trainer.train_step` with the switches that a run has
 (ATTENTION, REMAT, QUANTIZATION, loop.LoopConfig.stack_layers). As in the loop,
 one step is in flight while the next is called; the time of a step is the median
 of `--steps`. The share is of the rate of an 8192-cubed bfloat16 product,
-measured behind it. `--trained=all` is a step of pretraining, with float32 weights and no prompt.
+measured behind it. `--trained=all` is a step of pretraining, with float32
+weights and no prompt.
 Each size is a process of its own, so that the peak of memory is its own.
 """
 
