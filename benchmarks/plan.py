@@ -8,7 +8,7 @@ Frozen weights and activations in bfloat16, batch 32, 512 input and 8 target
 tokens, a prompt of 100. With --tpu and libtpu (`pip install "jax[tpu]"`; no
 TPU is needed) TPUs are compiled for as they are; otherwise, and for GPUs,
 virtual CPU devices stand in, which partition alike but keep buffers of their
-own.
+own. --stack_layers and --remat are LoopConfig.stack_layers and REMAT.
 """
 
 import argparse
@@ -130,10 +130,11 @@ def plan(pod: Pod, sizes: Sizes) -> Plan:
     sent += 2 * rows * TARGETS * sizes.emb_dim * 6 * sizes.num_layers
   link = 2 * sent * (1 - 1 / max(pod.num_partitions, 2))
   if pod.parameter_sharding:
-    gathered = 2 * params / pod.num_partitions
+    # Every kernel and every norm, forward and again backward.
+    gathered = 2 * 2 * params / pod.num_partitions
     sent += gathered
     link += gathered * (1 - 1 / data)
-    count += 2 + sizes.num_layers * (7 + 11)
+    count += 2 * (6 + sizes.num_layers * (9 + 14))
   return Plan(
     2 * params / parts,
     activations,
@@ -172,7 +173,7 @@ def show(name: str, pod: Pod, sizes: Sizes) -> None:
   )
 
 
-def compile_plan(pod: Pod, sizes: Sizes, *, for_tpu: bool) -> None:
+def compile_plan(pod: Pod, sizes: Sizes, args: argparse.Namespace) -> None:
   """Compiles the step for the pod; prints its memory and collectives."""
   import jax
   from jax.experimental import topologies
@@ -181,6 +182,7 @@ def compile_plan(pod: Pod, sizes: Sizes, *, for_tpu: bool) -> None:
 
   from prompt_tuning import (
     collectives,
+    layer_stacking,
     losses,
     optim,
     partitioning,
@@ -193,7 +195,7 @@ def compile_plan(pod: Pod, sizes: Sizes, *, for_tpu: bool) -> None:
     pod.num_partitions, parameter_sharding=pod.parameter_sharding
   )
   devices, kind = jax.devices("cpu")[: pod.num_devices], "virtual CPUs"
-  if pod.topology is not None and for_tpu:
+  if pod.topology is not None and args.tpu:
     cores = "megacore" if pod.topology.startswith("v4") else "default"
     devices = topologies.get_topology_desc(
       topology_name=pod.topology, platform="tpu", chip_config_name=cores
@@ -208,6 +210,7 @@ def compile_plan(pod: Pod, sizes: Sizes, *, for_tpu: bool) -> None:
       num_decoder_layers=sizes.num_layers,
       head_dim=sizes.head_dim,
       mlp_dim=sizes.mlp_dim,
+      remat=args.remat,
       dtype=jnp.bfloat16,
       param_dtype=jnp.bfloat16,
     ),
@@ -231,6 +234,8 @@ def compile_plan(pod: Pod, sizes: Sizes, *, for_tpu: bool) -> None:
     state = jax.tree.map(at, state, placed)
     shardings = partitioning.param_shardings(frozen, model, config)
     frozen = {name: at(x, shardings[name]) for name, x in frozen.items()}
+    if args.stack_layers:
+      frozen = layer_stacking.stack(frozen)
     tokens = lambda n: jax.ShapeDtypeStruct(
       (ROWS, n), jnp.int32, sharding=by_row
     )
@@ -271,6 +276,8 @@ def main() -> None:
   parser.add_argument("--compile", nargs="*", default=[], choices=list(PODS))
   parser.add_argument("--layers", type=int, default=24)
   parser.add_argument("--tpu", action="store_true")
+  parser.add_argument("--stack_layers", action="store_true")
+  parser.add_argument("--remat", default="none")
   args = parser.parse_args()
   sizes = Sizes(num_layers=args.layers)
   largest = max([PODS[name].num_devices for name in args.compile] or [1])
@@ -285,7 +292,7 @@ def main() -> None:
   for name, pod in PODS.items():
     show(name, pod, sizes)
     if name in args.compile:
-      compile_plan(pod, sizes, for_tpu=args.tpu)
+      compile_plan(pod, sizes, args)
 
 
 if __name__ == "__main__":

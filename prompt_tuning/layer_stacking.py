@@ -11,6 +11,7 @@ paths on disk, in a partition and in a fingerprint.
 
 from collections.abc import Iterable, Mapping
 import re
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +22,17 @@ _LAYER = re.compile(r"(?P<stack>\w+)/layers_(?P<index>\d+)/(?P<rest>.+)")
 _STACKED = re.compile(r"(?P<stack>\w+)/layers/(?P<rest>.+)")
 
 Params = dict[str, Shaped[Array, "..."]]
+_Leaf = TypeVar("_Leaf", jax.Array, jax.ShapeDtypeStruct)
 
 
-def stack(params: Params, *, trained: Iterable[str] = ()) -> Params:
+def stack(
+  params: dict[str, _Leaf], *, trained: Iterable[str] = ()
+) -> dict[str, _Leaf]:
   """Stacks the layers of the encoder, and those of the decoder.
 
   Args:
-    params: frozen parameters by path. They leave this dict as they are stacked,
-      so that at no time there are two copies of all of them.
+    params: frozen parameters by path, or what describes them. They leave this
+      dict as they are stacked, so that at no time there are two copies of all.
     trained: paths of those that are not in it. A stack with one of them stays
       as it is.
 
@@ -48,13 +52,16 @@ def stack(params: Params, *, trained: Iterable[str] = ()) -> Params:
   return params | result
 
 
-def _stack(layers: list[Shaped[Array, "..."]]) -> Shaped[Array, "L ..."]:
+def _stack(layers: list[Any]) -> Any:
   """Stacks arrays that are placed alike, and places the result like them."""
-  sharding = layers[0].sharding
-  if not isinstance(sharding, NamedSharding):
-    return jnp.stack(layers)
-  stacked = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
-  return jax.jit(lambda *xs: jnp.stack(xs), out_shardings=stacked)(*layers)
+  first, place = layers[0], None
+  if isinstance(first.sharding, NamedSharding):
+    spec = PartitionSpec(None, *first.sharding.spec)
+    place = NamedSharding(first.sharding.mesh, spec)
+  if isinstance(first, jax.ShapeDtypeStruct):
+    shape = (len(layers), *first.shape)
+    return jax.ShapeDtypeStruct(shape, first.dtype, sharding=place)
+  return jax.jit(lambda *xs: jnp.stack(xs), out_shardings=place)(*layers)
 
 
 def unstack(

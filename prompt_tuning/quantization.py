@@ -10,6 +10,7 @@ each output; embeddings, norms and the logits stay as they are.
 from collections.abc import Mapping
 import functools
 import re
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from jaxtyping import Array, Float, Float8e4m3fn, Shaped
 KINDS = ("none", "int8", "float8", "float8_products")
 _KERNEL = re.compile(r"(encoder|decoder)/layers_\d+/.+/kernel")
 
-Params = dict[str, Shaped[Array, "..."]]
+_Leaf = TypeVar("_Leaf", jax.Array, jax.ShapeDtypeStruct)
 
 
 def is_quantized(name: str, kind: str) -> bool:
@@ -28,18 +29,18 @@ def is_quantized(name: str, kind: str) -> bool:
   return kind != "none" and _KERNEL.fullmatch(name) is not None
 
 
-def quantize(params: Mapping[str, Shaped[Array, "..."]], kind: str) -> Params:
+def quantize(params: Mapping[str, _Leaf], kind: str) -> dict[str, _Leaf]:
   """Rounds the kernels of all layers to 8 bits.
 
   Args:
-    params: by path. What becomes smaller is deleted.
+    params: by path, or what describes them. What becomes smaller is deleted.
     kind: "int8"; "float8" or "float8_products" for e4m3; "none" changes
       nothing.
 
   Returns:
     All parameters, with a `kernel_scale` beside each of those kernels.
   """
-  result: Params = {}
+  result = {}
   for name, x in params.items():
     if not is_quantized(name, kind):
       result[name] = x
@@ -47,21 +48,26 @@ def quantize(params: Mapping[str, Shaped[Array, "..."]], kind: str) -> Params:
     result[name], result[f"{name}_scale"] = _round(
       x, dtype=jnp.int8 if kind == "int8" else jnp.float8_e4m3fn
     )
-    x.delete()
   return result
 
 
-def _round(
-  kernel: Float[Array, "N M"], *, dtype: DTypeLike
-) -> tuple[Shaped[Array, "N M"], Float[Array, " M"]]:
-  """Rounds a kernel; both results are placed as it is."""
+def _round(kernel: Any, *, dtype: DTypeLike) -> tuple[Any, Any]:
+  """Rounds a kernel [N, M]; the result and its scales are placed as it is."""
   places = None
   if isinstance(kernel.sharding, NamedSharding):
     inputs, outputs = (*kernel.sharding.spec, None, None)[:2]
     at = functools.partial(NamedSharding, kernel.sharding.mesh)
     places = (at(PartitionSpec(inputs, outputs)), at(PartitionSpec(outputs)))
   scaled = functools.partial(_scaled, axis=0, dtype=dtype)
-  return jax.jit(scaled, out_shardings=places)(kernel)
+  if isinstance(kernel, jax.ShapeDtypeStruct):
+    return jax.tree.map(
+      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+      jax.eval_shape(scaled, kernel),
+      places or (None, None),
+    )
+  result = jax.jit(scaled, out_shardings=places)(kernel)
+  kernel.delete()
+  return result
 
 
 def _scaled(

@@ -2,12 +2,13 @@
 """Where a run starts: its data, its base, and the first state of each trial."""
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 import inspect
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
-import optax
 
 from prompt_tuning import (
   batching,
@@ -32,25 +33,39 @@ PROMPT = prompt_files.NAME
 LoadData = Callable[..., task_data.TaskData]
 
 
-def load(
+class Source(NamedTuple):
+  """What a run begins with.
+
+  Attributes:
+    data: of each trial.
+    target: what a base has, and where; see `base_target`.
+    step: that of the base.
+  """
+
+  data: Sequence[task_data.TaskData]
+  target: Mapping[str, jax.ShapeDtypeStruct]
+  step: int
+
+
+def load_data(
   model: t5.Transformer,
   partition: optim.Partition,
-  load_data: LoadData,
+  load_data_fn: LoadData,
   initial_checkpoint_path: str | None,
   *,
   all_trials: Sequence[trials.Trial],
   config: loop.LoopConfig,
-) -> tuple[list[task_data.TaskData], trainer.Params, int]:
-  """Reads the data of each trial, the base and its step.
+) -> Source:
+  """Reads the data of each trial, and of the base what it has and its step.
 
-  First whatever fails fast. The parameters are all but the prompt, placed on
-  the current mesh.
+  First whatever fails fast.
   """
   partitioning.check_batch_size(
     config.batch_size, num_microbatches=config.num_microbatches
   )
   labels = partition.labels(t5.param_shapes(model))
   _check_frozen(labels, model.config.quantization)
+  _check_initial_prompts(all_trials, model)
   target = base_target(model, config.mesh)
   path = initial_checkpoint_path
   step = 0 if path is None else pretrained.describe(path, target).step
@@ -59,11 +74,10 @@ def load(
       f"TRAIN_STEPS={config.train_steps} must be above {step}, the step of the"
       " base, from which steps are counted"
     )
-  data = _load_data(load_data, all_trials, config)
+  data = _load_data(load_data_fn, all_trials, config)
   for trial_data in data:
     evaluate.check_vocabulary(trial_data.vocabulary, model)
-  base = load_base(path, target, model=model, seed=config.seed)
-  return data, base.params, base.step
+  return Source(data, target, step)
 
 
 def base_target(
@@ -111,6 +125,18 @@ def _check_frozen(labels: Mapping[str, int], kind: str) -> None:
     )
 
 
+def _check_initial_prompts(
+  all_trials: Sequence[trials.Trial], model: t5.Transformer
+) -> None:
+  """Refuses a prompt without an initial value."""
+  missing = any(trial.initial_prompt is None for trial in all_trials)
+  if model.prompt is not None and missing:
+    raise ValueError(
+      "the model has a prompt, which needs an initial value: add a file of"
+      " gin/prompts, such as --gin_file=gin/prompts/from_class_labels.gin"
+    )
+
+
 def _load_data(
   load_data: LoadData,
   all_trials: Sequence[trials.Trial],
@@ -145,37 +171,30 @@ def _load_data(
 
 
 def first_states(
-  params: trainer.Params,
+  params: Mapping[str, Array],
+  prompts: Sequence[Mapping[str, Array]],
   *,
-  data: Sequence[task_data.TaskData],
   all_trials: Sequence[trials.Trial],
-  model: t5.Transformer,
   partition: optim.Partition,
   step: int,
-) -> tuple[trials.State, trainer.Params, optax.GradientTransformation]:
-  """Draws the prompts, splits the parameters and initialises the optimizer.
+) -> tuple[trials.State, trainer.Params]:
+  """Splits the parameters, and initialises the optimizer.
 
   Args:
     params: the base, without the prompt.
-    data: of each trial.
+    prompts: of each trial, by path; from `draw_prompts`.
     all_trials: which there are.
-    model: the network.
     partition: which parameters are trained, by which optimizer.
     step: that of the base.
 
   Returns:
-    The first state, the frozen parameters and the optimizer, the latter two
-    of all trials.
+    The first state, and the frozen parameters of all trials.
   """
   states = []
-  for trial, trial_data in zip(all_trials, data, strict=True):
-    prompt = {}
-    if model.prompt is not None:
-      prompt[PROMPT] = _draw_prompt(trial, model, params, trial_data.vocabulary)
-    labels = partition.labels(params | prompt)
-    trainable, frozen = optim.split(params | prompt, labels)
-    optimizer = partition.optimizer(params | prompt)
-    opt_state = optimizer.init(trainable)
+  for trial, prompt in zip(all_trials, prompts, strict=True):
+    own = {**params, **prompt}
+    trainable, frozen = optim.split(own, partition.labels(own))
+    opt_state = partition.optimizer(own).init(trainable)
     if trial.learning_rate is not None:
       opt_state = optim.with_learning_rate(opt_state, trial.learning_rate)
     states.append(trainer.TrainState(jnp.int32(step), trainable, opt_state))
@@ -184,7 +203,48 @@ def first_states(
       f"{len(all_trials)} trials need prompts that are trained: let the"
       f" partition match /{PROMPT}"
     )
-  return trials.stack(states), frozen, optimizer
+  return trials.stack(states), frozen
+
+
+def describe_states(
+  source: Source,
+  *,
+  all_trials: Sequence[trials.Trial],
+  model: t5.Transformer,
+  partition: optim.Partition,
+) -> tuple[trials.State, dict[str, jax.ShapeDtypeStruct]]:
+  """Describes what `first_states` returns; frozen parameters with places."""
+  target = quantization.quantize(source.target, model.config.quantization)
+  prompt = {}
+  if model.prompt is not None:
+    prompt[PROMPT] = t5.param_shapes(model)[PROMPT]
+  state, frozen = jax.eval_shape(
+    functools.partial(
+      first_states,
+      all_trials=all_trials,
+      partition=partition,
+      step=source.step,
+    ),
+    target,
+    [prompt] * len(all_trials),
+  )
+  return state, {name: target.get(name, x) for name, x in frozen.items()}
+
+
+def draw_prompts(
+  params: Mapping[str, Array],
+  data: Sequence[task_data.TaskData],
+  *,
+  all_trials: Sequence[trials.Trial],
+  model: t5.Transformer,
+) -> list[dict[str, Array]]:
+  """Draws the prompt of each trial, by path, if the network has one."""
+  if model.prompt is None:
+    return [{} for _ in all_trials]
+  return [
+    {PROMPT: _draw_prompt(trial, model, params, own.vocabulary)}
+    for trial, own in zip(all_trials, data, strict=True)
+  ]
 
 
 def _with_buckets(
@@ -215,15 +275,12 @@ def _with_buckets(
 def _draw_prompt(
   trial: trials.Trial,
   model: t5.Transformer,
-  params: trainer.Params,
+  params: Mapping[str, Array],
   vocabulary: vocabulary_lib.Vocabulary,
 ) -> Array:
   """Draws the initial value of a prompt."""
-  if trial.initial_prompt is None or model.prompt is None:
-    raise ValueError(
-      "the model has a prompt, which needs an initial value: add a file of"
-      " gin/prompts, such as --gin_file=gin/prompts/from_class_labels.gin"
-    )
+  assert trial.initial_prompt is not None
+  assert model.prompt is not None
   # 0 is dropout's.
   rng = jax.random.fold_in(jax.random.key(trial.seed), 1)
   table = partitioning.gather(params["token_embedder/embedding"])

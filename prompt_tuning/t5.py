@@ -266,4 +266,9 @@ def init_params(model: Transformer, *, seed: int) -> dict[str, Array]:
 
 def param_shapes(model: Transformer) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns shape and dtype of every parameter, by path."""
+  return dict(_param_shapes(model))
+
+
+@functools.cache
+def _param_shapes(model: Transformer) -> dict[str, jax.ShapeDtypeStruct]:
   return jax.eval_shape(functools.partial(_init, model), jax.random.key(0))

@@ -6,19 +6,14 @@
 `train` is the root that the gin files of a run configure.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import contextlib
-import dataclasses
 import functools
 import math
 from typing import Any
 
 from etils import epath
 import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import PyTree
-import optax
 
 import gin
 from prompt_tuning import (
@@ -27,7 +22,6 @@ from prompt_tuning import (
   checkpoints,
   configuration,
   distributed,
-  divided_trials,
   evaluate,
   fingerprint,
   layer_stacking,
@@ -39,6 +33,7 @@ from prompt_tuning import (
   prompt_init,
   results,
   start,
+  step_program,
   t5,
   task_data,
   trainer,
@@ -88,7 +83,7 @@ def train(
   )
   with contextlib.ExitStack() as stack:
     stack.enter_context(partitioning.use(config.mesh))
-    data, params, base_step = start.load(
+    source = start.load_data(
       model,
       partition,
       load_data,
@@ -96,17 +91,43 @@ def train(
       all_trials=all_trials,
       config=config,
     )
-    state, frozen, optimizer = start.first_states(
+    data, base_step = source.data, source.step
+    like, frozen_like = start.describe_states(
+      source, all_trials=all_trials, model=model, partition=partition
+    )
+    model = step_program.network(model, like, all_trials)
+    shardings = step_program.state_shardings(like, model, config)
+    step_fn = step_program.make_step(
+      shardings,
+      model,
+      partition.optimizer([*like.trainable, *frozen_like]),
+      loss,
+      all_trials,
+      config,
+    )
+    compiled = stack.enter_context(
+      step_program.compiling(
+        step_fn,
+        step_program.placed(like, shardings),
+        _laid_out(frozen_like, like, config),
+        next(step_program.batches(data, all_trials, config, 0)),
+      )
+    )
+    params, _ = start.load_base(
+      initial_checkpoint_path, source.target, model=model, seed=config.seed
+    )
+    prompts = start.draw_prompts(
+      params, data, all_trials=all_trials, model=model
+    )
+    state, frozen = start.first_states(
       params,
-      data=data,
+      prompts,
       all_trials=all_trials,
-      model=model,
       partition=partition,
       step=base_step,
     )
-    del params
-    model = _network(model, state, all_trials)
-    state = partitioning.place(state, _state_shardings(state, model, config))
+    del params, prompts
+    state = partitioning.place(state, shardings)
     print(start.parameter_table(state, frozen), flush=True)
     base = fingerprint.fingerprint(frozen)
     frozen = _laid_out(frozen, state, config)
@@ -162,11 +183,14 @@ def train(
         outputs.write_probes(outs, base_step, probes)
     if config.eval_at_start and restored is None:
       print(f"step {base_step}: {evaluate_state(state)}", flush=True)
+    compiled.result()
     state = loop.fit(
       state,
       frozen,
-      _batches(data, all_trials, config, int(state.step) - base_step),
-      step_fn=_step_fn(state, model, optimizer, loss, all_trials, config),
+      step_program.batches(
+        data, all_trials, config, int(state.step) - base_step
+      ),
+      step_fn=step_fn,
       hooks=loop.Hooks(evaluate_state, save),
       logs={name: out.log for name, out in outs.by_name.items()},
       config=config,
@@ -184,32 +208,9 @@ def train(
   return state
 
 
-def _network(
-  model: t5.Transformer, state: trials.State, all_trials: Sequence[trials.Trial]
-) -> t5.Transformer:
-  """Returns the network, without the attention kernel where it cannot be."""
-  has_own_bias = any("relpos_bias" in name for name in state.trainable)
-  if len(all_trials) == 1 or not has_own_bias:
-    return model
-  # A kernel has one bias for all of its rows, but each trial trains its own.
-  plain = dataclasses.replace(model.config, attention="plain")
-  return model.clone(config=plain)
-
-
-def _state_shardings(
-  state: trials.State, model: t5.Transformer, config: loop.LoopConfig
-) -> PyTree[NamedSharding]:
-  """Places the state of a run: trials side by side, or parameter by rule."""
-  if isinstance(state, trials.States) and divided_trials.is_possible(
-    len(state.stopped_at), config.mesh
-  ):
-    return divided_trials.state_shardings(state)
-  return partitioning.state_shardings(state, model, config.mesh)
-
-
 def _laid_out(
-  frozen: trainer.Params, state: trials.State, config: loop.LoopConfig
-) -> trainer.Params:
+  frozen: dict[str, Any], state: trials.State, config: loop.LoopConfig
+) -> dict[str, Any]:
   """Stacks frozen layers, if that is wanted."""
   if not config.stack_layers:
     return frozen
@@ -250,67 +251,6 @@ def _identities(
     | ({} if rate is None or math.isnan(rate) else {"learning_rate": rate})
     for trial, own_data, rate in zip(all_trials, data, rates, strict=True)
   ]
-
-
-def _batches(
-  data: Sequence[task_data.TaskData],
-  all_trials: Sequence[trials.Trial],
-  config: loop.LoopConfig,
-  start_step: int,
-) -> Iterator[partitioning.Batch]:
-  """Returns the batches from a step on, counted from that of the base."""
-  batches = [
-    task_data.train_batches(
-      own_data,
-      batch_size=config.batch_size,
-      seed=trial.seed,
-      start_step=start_step,
-    )
-    for own_data, trial in zip(data, all_trials, strict=True)
-  ]
-  if len(batches) == 1:
-    return map(partitioning.place_batch, batches[0])
-  is_divided = divided_trials.is_possible(len(batches), config.mesh)
-  row_axis = 0 if is_divided else 1  # Of trials, or of the rows of each.
-  place = functools.partial(partitioning.place_batch, row_axis=row_axis)
-  return map(place, trials.stack_batches(batches))
-
-
-def _step_fn(
-  state: trials.State,
-  model: t5.Transformer,
-  optimizer: optax.GradientTransformation,
-  loss: losses.LossConfig,
-  all_trials: Sequence[trials.Trial],
-  config: loop.LoopConfig,
-) -> loop.StepFn:
-  """Returns the compiled step of state, frozen and batch.
-
-  The next state is placed as this one is.
-  """
-  step_fn = functools.partial(
-    trainer.train_step,
-    model=model,
-    optimizer=optimizer,
-    loss=loss,
-    num_microbatches=config.num_microbatches,
-  )
-  rngs = [jax.random.key(trial.seed) for trial in all_trials]
-  is_divided = divided_trials.is_possible(len(rngs), config.mesh)
-  metrics = PartitionSpec("data") if is_divided else PartitionSpec()
-  jit = functools.partial(
-    jax.jit,
-    donate_argnums=0,
-    out_shardings=(
-      jax.tree.map(lambda x: x.sharding, state),
-      NamedSharding(jax.sharding.get_mesh(), metrics),
-    ),
-  )
-  if len(rngs) == 1:
-    return functools.partial(jit(step_fn), rng=rngs[0])
-  several = divided_trials if is_divided else trials
-  step_of_all = functools.partial(several.train_step, step_fn=step_fn)
-  return functools.partial(jit(step_of_all), rngs=jnp.stack(rngs))
 
 
 def _probes(

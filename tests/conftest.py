@@ -18,6 +18,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Not by way of the package: within its checked imports Python finds no compiled
 # files, and compiles thousands of others' anew.
 import flax  # noqa: F401
+import jax
 import numpy as np
 import optax  # noqa: F401
 import orbax.checkpoint  # noqa: F401
@@ -25,13 +26,8 @@ from paths import GOLDENS
 import pytest
 import seqio  # noqa: F401
 
-
-@pytest.fixture(autouse=True)
-def _strict_jax():
-  import jax
-
-  with jax.numpy_rank_promotion("raise"):
-    yield
+# For all threads, unlike `jax.numpy_rank_promotion`.
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(autouse=True)

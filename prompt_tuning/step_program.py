@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled step of a run, and the batches that it takes.
+
+`compiling` compiles it while the base is read and the prompts are drawn: all
+that it needs to know are shapes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent import futures
+import contextlib
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+import optax
+
+from prompt_tuning import (
+  divided_trials,
+  loop,
+  losses,
+  partitioning,
+  t5,
+  task_data,
+  trainer,
+  trials,
+)
+
+
+def network(
+  model: t5.Transformer, state: trials.State, all_trials: Sequence[trials.Trial]
+) -> t5.Transformer:
+  """Returns the network, without the attention kernel where it cannot be."""
+  has_own_bias = any("relpos_bias" in name for name in state.trainable)
+  if len(all_trials) == 1 or not has_own_bias:
+    return model
+  # A kernel has one bias for all of its rows, but each trial trains its own.
+  plain = dataclasses.replace(model.config, attention="plain")
+  return model.clone(config=plain)
+
+
+def state_shardings(
+  state: trials.State, model: t5.Transformer, config: loop.LoopConfig
+) -> PyTree[NamedSharding]:
+  """Places the state of a run: trials side by side, or parameter by rule."""
+  if isinstance(state, trials.States) and divided_trials.is_possible(
+    len(state.stopped_at), config.mesh
+  ):
+    return divided_trials.state_shardings(state)
+  return partitioning.state_shardings(state, model, config.mesh)
+
+
+def placed(
+  state: trials.State, shardings: PyTree[NamedSharding]
+) -> trials.State:
+  """Describes a state that is where it belongs."""
+  at = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+  return jax.tree.map(at, state, shardings)
+
+
+def batches(
+  data: Sequence[task_data.TaskData],
+  all_trials: Sequence[trials.Trial],
+  config: loop.LoopConfig,
+  start_step: int,
+) -> Iterator[partitioning.Batch]:
+  """Returns the batches from a step on, counted from that of the base."""
+  streams = [
+    task_data.train_batches(
+      own_data,
+      batch_size=config.batch_size,
+      seed=trial.seed,
+      start_step=start_step,
+    )
+    for own_data, trial in zip(data, all_trials, strict=True)
+  ]
+  if len(streams) == 1:
+    return map(partitioning.place_batch, streams[0])
+  is_divided = divided_trials.is_possible(len(streams), config.mesh)
+  row_axis = 0 if is_divided else 1  # Of trials, or of the rows of each.
+  place = functools.partial(partitioning.place_batch, row_axis=row_axis)
+  return map(place, trials.stack_batches(streams))
+
+
+def make_step(
+  shardings: PyTree[NamedSharding],
+  model: t5.Transformer,
+  optimizer: optax.GradientTransformation,
+  loss: losses.LossConfig,
+  all_trials: Sequence[trials.Trial],
+  config: loop.LoopConfig,
+) -> functools.partial:
+  """Returns the step of state, frozen and batch, to be compiled at a call.
+
+  The next state is placed as `shardings` say.
+  """
+  step_fn = functools.partial(
+    trainer.train_step,
+    model=model,
+    optimizer=optimizer,
+    loss=loss,
+    num_microbatches=config.num_microbatches,
+  )
+  rngs = [jax.random.key(trial.seed) for trial in all_trials]
+  is_divided = divided_trials.is_possible(len(rngs), config.mesh)
+  metrics = PartitionSpec("data") if is_divided else PartitionSpec()
+  jit = functools.partial(
+    jax.jit,
+    donate_argnums=0,
+    out_shardings=(
+      shardings,
+      NamedSharding(jax.sharding.get_mesh(), metrics),
+    ),
+  )
+  if len(rngs) == 1:
+    return functools.partial(jit(step_fn), rng=rngs[0])
+  several = divided_trials if is_divided else trials
+  step_of_all = functools.partial(several.train_step, step_fn=step_fn)
+  return functools.partial(jit(step_of_all), rngs=jnp.stack(rngs))
+
+
+@contextlib.contextmanager
+def compiling(
+  step_fn: functools.partial,
+  state: trials.State,
+  frozen: Mapping[str, jax.ShapeDtypeStruct],
+  batch: partitioning.Batch,
+) -> Iterator[futures.Future[None]]:
+  """Compiles a step, from `make_step`, in a thread of its own.
+
+  With the rules of `partitioning.gathered_parameters`, as it has to be called.
+
+  The first call of `step_fn` then finds the program, if the thread was waited
+  for and the arrays are what was said; otherwise it compiles as ever.
+
+  Args:
+    step_fn: the step.
+    state: shapes, dtypes and places of what it will be called with.
+    frozen: the same of the frozen parameters.
+    batch: a batch like those that follow.
+
+  Yields:
+    What is done, or failed, when the thread is. A block that fails does not
+    wait for it, but the interpreter does: a compiler cannot be interrupted.
+  """
+  mesh = jax.sharding.get_mesh()  # Which no other thread sees.
+  jitted: Any = step_fn.func
+
+  def compile_step() -> None:
+    with jax.set_mesh(mesh), partitioning.gathered_parameters():
+      jitted.lower(state, frozen, batch, **step_fn.keywords).compile()
+
+  pool = futures.ThreadPoolExecutor(1, "compile")
+  try:
+    yield pool.submit(compile_step)
+  finally:
+    pool.shutdown(wait=False)

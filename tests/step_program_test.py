@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step of a run: compiled once, while the base is read."""
+
+import logging
+
+import jax
+import pytest
+
+import gin
+from prompt_tuning import configuration, train
+
+TINY = (
+  "TRAIN_STEPS = 2",
+  "EVAL_MODE = 'rank'",
+  "loop.LoopConfig.eval_at_start = False",
+  "loop.LoopConfig.num_microbatches = 1",
+)
+
+
+@pytest.fixture
+def log_compiles():
+  """In all threads, unlike `jax.log_compiles`."""
+  jax.config.update("jax_log_compiles", True)
+  yield
+  jax.config.update("jax_log_compiles", False)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("log_compiles")
+@pytest.mark.parametrize(
+  "bindings",
+  [
+    (),
+    ("SEEDS = (0, 1)",),
+    ("SEEDS = (0, 1, 2)",),
+    ("loop.LoopConfig.stack_layers = True", "QUANTIZATION = 'int8'"),
+    ("PARAMETER_SHARDING = True", "loop.LoopConfig.stack_layers = True"),
+  ],
+  ids=" ".join,
+)
+def test_the_program_compiled_ahead_is_the_one_that_runs(
+  tmp_path, caplog, bindings
+):
+  """A step that found other arrays than were described would compile anew."""
+  folder = f"MODEL_DIR = '{tmp_path}'"
+  flags = configuration.Flags(
+    ("tests/tiny_run.gin",), (*TINY, folder, *bindings), ()
+  )
+  configuration.load(flags)
+  with caplog.at_level(logging.WARNING):
+    gin.get_configurable(train.train)()
+  compiled = [
+    (record.threadName, record.getMessage())
+    for record in caplog.records
+    if "Finished XLA compilation of jit(train_step)" in record.getMessage()
+  ]
+  assert len(compiled) == 1, compiled
+  assert compiled[0][0].startswith("compile")
+
+
+def test_what_fails_in_the_compiler_is_one_sentence(tmp_path):
+  """The kernel does not run on a CPU, which tracing the step finds."""
+  folder = f"MODEL_DIR = '{tmp_path}'"
+  configuration.load(
+    configuration.Flags(
+      ("tests/tiny_run.gin",), (*TINY, folder, "ATTENTION = 'cudnn'"), ()
+    )
+  )
+  with pytest.raises(ValueError, match="ATTENTION='cudnn' needs an NVIDIA GPU"):
+    gin.get_configurable(train.train)()
