@@ -344,6 +344,7 @@ def test_a_mistake_is_one_sentence(
   assert message in fails(capsys, monkeypatch, *argv)
 
 
+@pytest.mark.slow
 def test_a_prompt_file_of_another_length_is_refused(
   capsys, monkeypatch, tmp_path
 ):

@@ -161,7 +161,9 @@ def test_a_prompt_leaves_metrics_predictions_and_events(
   assert list((tmp_path / "out" / "tensorboard").glob("events*"))
 
 
-@pytest.mark.parametrize("mode", ["rank", "generation"])
+@pytest.mark.parametrize(
+  "mode", ["generation", pytest.param("rank", marks=pytest.mark.slow)]
+)
 def test_an_ensemble_reports_what_separate_runs_do(evaluate, mode):
   names = ("prompt_0", "prompt_1", "prompt_2")
   separate = [evaluate(name, mode=mode, folder=name) for name in names]
@@ -191,7 +193,9 @@ def test_an_ensemble_reports_what_separate_runs_do(evaluate, mode):
   assert num_dissenting, "the prompts make no difference"
 
 
-@pytest.mark.parametrize("mode", ["rank", "generation"])
+@pytest.mark.parametrize(
+  "mode", ["generation", pytest.param("rank", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
   "mesh",
   [
@@ -271,6 +275,7 @@ def test_a_run_of_model_tuning_is_a_model_without_a_prompt(
   assert found[1] != evaluate()[1]
 
 
+@pytest.mark.slow
 def test_a_base_may_have_random_weights(evaluate, tmp_path, capsys):
   params = t5.init_params(t5.Transformer(CONFIG), seed=2)
   pretrained.save(f"{tmp_path}/random.safetensors", params, 0, {})

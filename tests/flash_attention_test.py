@@ -68,7 +68,9 @@ def with_kernel(model):
   return model.clone(config=config)
 
 
-@pytest.mark.parametrize("dropout_rate", [0.0, 0.3])
+@pytest.mark.parametrize(
+  "dropout_rate", [0.0, pytest.param(0.3, marks=pytest.mark.slow)]
+)
 def test_loss_and_gradient_are_those_of_plain_attention(
   kernel, prompted, tiny_batch, dropout_rate
 ):

@@ -46,7 +46,12 @@ def test_a_stack_that_is_trained_in_part_stays_as_it_is(frozen):
 
 @pytest.mark.parametrize(
   ("remat", "is_stacked"),
-  [("none", True), ("minimal", False), ("minimal", True), ("full", True)],
+  [
+    ("none", True),
+    ("minimal", True),
+    pytest.param("minimal", False, marks=pytest.mark.slow),
+    pytest.param("full", True, marks=pytest.mark.slow),
+  ],
 )
 def test_loss_and_gradient_do_not_depend_on_the_form(
   frozen, tiny_config, tiny_batch, remat, is_stacked

@@ -224,6 +224,7 @@ def test_a_trial_that_diverges_is_stopped_alone(run, three, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_the_run_ends_when_all_trials_have_diverged(run, tmp_path):
   with pytest.raises(FloatingPointError, match="is trained is inf at step 1"):
     run(tmp_path, "SEEDS = (0, 1)", "optim.adafactor.learning_rate = 1e39")

@@ -153,6 +153,7 @@ def test_the_gradient_points_where_that_of_float32_does(
   np.testing.assert_allclose(found_loss, loss, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_stacked_layers_are_multiplied_in_float8_too(
   frozen, shallow_config, tiny_batch
 ):

@@ -201,6 +201,7 @@ def test_a_damaged_checkpoint_is_passed_over(run, copied):
   assert "from step 12" in output
 
 
+@pytest.mark.slow
 def test_the_best_of_an_earlier_attempt_is_forgotten(run, copied):
   for path in copied.glob("checkpoint_*"):
     shutil.rmtree(path)

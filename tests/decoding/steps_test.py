@@ -44,7 +44,7 @@ def decode(params, batch, lengths, model):
   ("run", "visibility"),
   [
     (score, ("prompt->prompt;causal",)),
-    (decode, prompts.FULL_VISIBILITY),
+    pytest.param(decode, prompts.FULL_VISIBILITY, marks=pytest.mark.slow),
   ],
   ids=["causal_prompt", "every_decoder"],
 )
