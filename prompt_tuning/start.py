@@ -170,7 +170,83 @@ def _load_data(
   return [_with_buckets(by_task[trial.task], config) for trial in all_trials]
 
 
-def first_states(
+def describe_states(
+  source: Source,
+  *,
+  model: t5.Transformer,
+  partition: optim.Partition,
+  all_trials: Sequence[trials.Trial],
+) -> tuple[trials.State, dict[str, jax.ShapeDtypeStruct]]:
+  """Describes what `load_states` returns; frozen parameters with places."""
+  target = quantization.quantize(source.target, model.config.quantization)
+  prompt = {}
+  if model.prompt is not None:
+    prompt[PROMPT] = t5.param_shapes(model)[PROMPT]
+  state, frozen = jax.eval_shape(
+    functools.partial(
+      _first_states,
+      all_trials=all_trials,
+      partition=partition,
+      step=source.step,
+    ),
+    target,
+    [prompt] * len(all_trials),
+  )
+  return state, {name: target.get(name, x) for name, x in frozen.items()}
+
+
+def load_states(
+  path: str | None,
+  source: Source,
+  *,
+  model: t5.Transformer,
+  partition: optim.Partition,
+  all_trials: Sequence[trials.Trial],
+  seed: int,
+) -> tuple[trials.State, trainer.Params]:
+  """Loads the base, draws the prompts and initialises the optimizer.
+
+  Args:
+    path: of the base; see `load_base`.
+    source: from `load_data`.
+    model: the network.
+    partition: which parameters are trained, by which optimizer.
+    all_trials: which there are.
+    seed: of random weights.
+
+  Returns:
+    The first state, and the frozen parameters of all trials.
+  """
+  params, _ = load_base(path, source.target, model=model, seed=seed)
+  prompts = _draw_prompts(
+    params, source.data, all_trials=all_trials, model=model
+  )
+  return _first_states(
+    params,
+    prompts,
+    all_trials=all_trials,
+    partition=partition,
+    step=source.step,
+  )
+
+
+def _draw_prompts(
+  params: Mapping[str, Array],
+  data: Sequence[task_data.TaskData],
+  *,
+  all_trials: Sequence[trials.Trial],
+  model: t5.Transformer,
+) -> list[dict[str, Array]]:
+  """Draws the prompt of each trial, by path, if the network has one."""
+  if model.prompt is None:
+    return [{} for _ in all_trials]
+  return [
+    {PROMPT: _draw_prompt(trial, model, params, own.vocabulary)}
+    for trial, own in zip(all_trials, data, strict=True)
+  ]
+
+
+def _first_states(
   params: Mapping[str, Array],
   prompts: Sequence[Mapping[str, Array]],
   *,
@@ -182,7 +258,7 @@ def first_states(
 
   Args:
     params: the base, without the prompt.
-    prompts: of each trial, by path; from `draw_prompts`.
+    prompts: of each trial, by path; from `_draw_prompts`.
     all_trials: which there are.
     partition: which parameters are trained, by which optimizer.
     step: that of the base.
@@ -204,47 +280,6 @@ def first_states(
       f" partition match /{PROMPT}"
     )
   return trials.stack(states), frozen
-
-
-def describe_states(
-  source: Source,
-  *,
-  all_trials: Sequence[trials.Trial],
-  model: t5.Transformer,
-  partition: optim.Partition,
-) -> tuple[trials.State, dict[str, jax.ShapeDtypeStruct]]:
-  """Describes what `first_states` returns; frozen parameters with places."""
-  target = quantization.quantize(source.target, model.config.quantization)
-  prompt = {}
-  if model.prompt is not None:
-    prompt[PROMPT] = t5.param_shapes(model)[PROMPT]
-  state, frozen = jax.eval_shape(
-    functools.partial(
-      first_states,
-      all_trials=all_trials,
-      partition=partition,
-      step=source.step,
-    ),
-    target,
-    [prompt] * len(all_trials),
-  )
-  return state, {name: target.get(name, x) for name, x in frozen.items()}
-
-
-def draw_prompts(
-  params: Mapping[str, Array],
-  data: Sequence[task_data.TaskData],
-  *,
-  all_trials: Sequence[trials.Trial],
-  model: t5.Transformer,
-) -> list[dict[str, Array]]:
-  """Draws the prompt of each trial, by path, if the network has one."""
-  if model.prompt is None:
-    return [{} for _ in all_trials]
-  return [
-    {PROMPT: _draw_prompt(trial, model, params, own.vocabulary)}
-    for trial, own in zip(all_trials, data, strict=True)
-  ]
 
 
 def _with_buckets(

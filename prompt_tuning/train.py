@@ -113,20 +113,14 @@ def train(
         next(step_program.batches(data, all_trials, config, 0)),
       )
     )
-    params, _ = start.load_base(
-      initial_checkpoint_path, source.target, model=model, seed=config.seed
-    )
-    prompts = start.draw_prompts(
-      params, data, all_trials=all_trials, model=model
-    )
-    state, frozen = start.first_states(
-      params,
-      prompts,
-      all_trials=all_trials,
+    state, frozen = start.load_states(
+      initial_checkpoint_path,
+      source,
+      model=model,
       partition=partition,
-      step=base_step,
+      all_trials=all_trials,
+      seed=config.seed,
     )
-    del params, prompts
     state = partitioning.place(state, shardings)
     print(start.parameter_table(state, frozen), flush=True)
     base = fingerprint.fingerprint(frozen)
