@@ -125,7 +125,7 @@ def plan(pod: Pod, sizes: Sizes) -> Plan:
     # Two sums a layer and direction in the encoder. The decoder's are short,
     # but for the gradient of each layer's keys and values.
     once = 2 * rows * length * sizes.emb_dim
-    count += 4 * sizes.num_layers + sizes.num_layers + 6 * sizes.num_layers
+    count += pod.num_microbatches * 11 * sizes.num_layers
     sent += once * 5 * sizes.num_layers
     sent += 2 * rows * TARGETS * sizes.emb_dim * 6 * sizes.num_layers
   link = 2 * sent * (1 - 1 / max(pod.num_partitions, 2))

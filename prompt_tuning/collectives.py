@@ -2,6 +2,7 @@
 """What the devices of a compiled program say to each other, and how much."""
 
 from collections.abc import Iterator
+import functools
 import math
 import re
 from typing import NamedTuple
@@ -17,9 +18,11 @@ _OPERATION = re.compile(
   rf"= (.+?) ({'|'.join(KINDS)})(-start)?\("  # `-done` is the same one.
 )
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
-_LOOP = re.compile(
-  r" while\(.*\bbody=%?([\w.\-]+).*\"known_trip_count\":\{\"n\":\"(\d+)\""
-)
+_CALLED = re.compile(r"\b(?:calls|to_apply|body)=%?([\w.\-]+)")
+_CONDITION = re.compile(r" while\(.*\bcondition=%?([\w.\-]+)")
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _SHAPE = re.compile(r"\b([a-z]+)(\d+)?(?:e\d+m\d+\w*)?\[([\d,]*)\]")
 
 
@@ -46,7 +49,13 @@ def count(program: str) -> dict[str, Collective]:
   """
   result: dict[str, Collective] = {}
   num_runs = _num_runs(program)
+  channels: set[str] = set()
   for computation, line in _lines(program):
+    # One that a TPU spreads over several fusions is written in each of them.
+    if channel := _CHANNEL.search(line):
+      if channel[1] in channels:
+        continue
+      channels.add(channel[1])
     times = num_runs.get(computation, 1)
     for shapes, kind, start in _OPERATION.findall(line):
       sizes = [_num_bytes(*shape) for shape in _SHAPE.findall(shapes)]
@@ -68,22 +77,33 @@ def _lines(program: str) -> Iterator[tuple[str, str]]:
 
 
 def _num_runs(program: str) -> dict[str, int]:
-  """Returns how often the body of each loop of a program runs.
+  """Returns how often each computation of a program runs.
 
-  One whose number of turns XLA does not know is counted as if it had one.
+  The body of a loop runs as often as XLA has noted or, as for a TPU it does
+  not, as the one constant of the loop's condition says: JAX counts from 0. A
+  loop of neither is counted as if it had one turn.
   """
-  loops: dict[str, tuple[str, int]] = {}  # By body: where it is, and turns.
+  callers: dict[str, list[tuple[str, str]]] = {}
+  limits: dict[str, list[int]] = {}
   for computation, line in _lines(program):
-    if loop := _LOOP.search(line):
-      loops[loop[1]] = (computation, int(loop[2]))
+    for called in _CALLED.findall(line):
+      callers.setdefault(called, []).append((computation, line))
+    if limit := _LIMIT.search(line):
+      limits.setdefault(computation, []).append(int(limit[1]))
 
-  def runs(body: str) -> int:
-    if body not in loops:
-      return 1
-    around, turns = loops[body]
-    return turns * runs(around)
+  def num_turns(line: str) -> int:
+    if noted := _TURNS.search(line):
+      return int(noted[1])
+    condition = _CONDITION.search(line)
+    constants = limits.get(condition[1], []) if condition else []
+    return constants[0] if len(constants) == 1 else 1
 
-  return {body: runs(body) for body in loops}
+  @functools.cache
+  def runs(computation: str) -> int:
+    found = callers.get(computation, [])
+    return sum(num_turns(line) * runs(x) for x, line in found) or 1
+
+  return {computation: runs(computation) for computation in callers}
 
 
 def _num_bytes(letters: str, bits: str, sizes: str) -> int:

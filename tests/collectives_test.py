@@ -32,3 +32,27 @@ def test_those_of_a_loop_are_counted_once_a_turn():
     x = jax.ShapeDtypeStruct((4, 5), jnp.float32, sharding=rows)
     program = jax.jit(add_up).lower(x).compile().as_text()
   assert collectives.count(program) == {"all-reduce": (6, 6 * 5 * 4)}
+
+
+def test_a_program_for_a_tpu_is_read_too():
+  """Its loops note no number of turns, its gathers are spread over fusions."""
+  program = """
+%start (x: bf16[2]) -> bf16[8] {
+  %gather.1 = bf16[8]{0:T(8)} all-gather(%x), channel_id=7, dimensions={0}
+}
+%done (x: bf16[8]) -> bf16[8] {
+  %gather.2 = bf16[8]{0:T(8)} all-gather(%x), channel_id=7, dimensions={0}
+}
+%condition (state: (s32[], bf16[2])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(24)
+  ROOT %less = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+%body (state: (s32[], bf16[2])) -> (s32[], bf16[2]) {
+  %a = bf16[8]{0:T(8)} fusion(%x), kind=kCustom, calls=%start
+  %b = bf16[8]{0:T(8)} fusion(%a), kind=kCustom, calls=%done
+}
+ENTRY %main (x: bf16[2]) -> bf16[2] {
+  %loop = (s32[], bf16[2]) while(%state), condition=%condition, body=%body
+}
+"""
+  assert collectives.count(program) == {"all-gather": (24, 24 * 8 * 2)}
