@@ -107,6 +107,7 @@ def _identity(
     "base_id": model.bank.base_id,
     "prompts": fingerprint.fingerprint(prompts),
     "ACTIVATION_DTYPE": str(jnp.dtype(model.network.config.dtype)),
+    "QUANTIZATION": model.network.config.quantization,
     "DECODER": repr(config.decoder),
     "TASK_FEATURE_LENGTHS": dict(config.feature_lengths),
     "RANDOM_SEED": config.seed,

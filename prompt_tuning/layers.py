@@ -78,10 +78,11 @@ class Projection(nn.Module):
       axes=self.axes,
     )
     if self.has_variable("params", "kernel_scale"):
+      scale: Array = self.get_variable("params", "kernel_scale")
       return quantization.product(
         inputs,
         kernel,
-        self.get_variable("params", "kernel_scale"),
+        nn.with_logical_constraint(scale, self.axes[1:]),
         dtype=self.dtype,
         in_float8=self.in_float8,
       )

@@ -7,7 +7,7 @@ each output; embeddings, norms and the logits stay as they are.
     kernel [N, M] bfloat16  ->  kernel [N, M] int8, kernel_scale [M] float32
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import functools
 import re
 from typing import Any, TypeVar
@@ -51,23 +51,33 @@ def quantize(params: Mapping[str, _Leaf], kind: str) -> dict[str, _Leaf]:
   return result
 
 
-def _round(kernel: Any, *, dtype: DTypeLike) -> tuple[Any, Any]:
+def _round(kernel: Any, *, dtype: type) -> tuple[Any, Any]:
   """Rounds a kernel [N, M]; the result and its scales are placed as it is."""
   places = None
   if isinstance(kernel.sharding, NamedSharding):
     inputs, outputs = (*kernel.sharding.spec, None, None)[:2]
     at = functools.partial(NamedSharding, kernel.sharding.mesh)
     places = (at(PartitionSpec(inputs, outputs)), at(PartitionSpec(outputs)))
-  scaled = functools.partial(_scaled, axis=0, dtype=dtype)
+  rounding = _rounding(dtype, places)
   if isinstance(kernel, jax.ShapeDtypeStruct):
     return jax.tree.map(
       lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-      jax.eval_shape(scaled, kernel),
+      jax.eval_shape(rounding, kernel),
       places or (None, None),
     )
-  result = jax.jit(scaled, out_shardings=places)(kernel)
+  # One at a time, as in `fingerprint`: a maximum may be one of several devices.
+  result = jax.block_until_ready(rounding(kernel))
   kernel.delete()
   return result
+
+
+@functools.cache
+def _rounding(
+  dtype: type, places: tuple[NamedSharding, NamedSharding] | None
+) -> Callable[..., tuple[Array, Array]]:
+  """Returns the one program of all kernels that are placed alike."""
+  scaled = functools.partial(_scaled, axis=0, dtype=dtype)
+  return jax.jit(scaled, out_shardings=places)
 
 
 def _scaled(
@@ -110,14 +120,15 @@ def product(
   if in_float8:
     return _float8_product(inputs, kernel, scale)
   # The scales behind the product, where there is less to multiply.
-  return jnp.dot(inputs, kernel.astype(dtype)) * _like(scale, inputs)
+  return _times(jnp.dot(inputs, kernel.astype(dtype)), scale)
 
 
-def _like(
-  scale: Float[Array, " M"], x: Float[Array, "*B N"]
-) -> Float[Array, "..."]:
-  """Returns scales of the last axis in the dtype and rank of an array."""
-  return scale.astype(x.dtype).reshape((1,) * (x.ndim - 1) + scale.shape)
+def _times(
+  x: Float[Array, "*B M"], scale: Float[Array, " M"]
+) -> Float[Array, "*B M"]:
+  """Multiplies the last axis in float32, and keeps the dtype of `x`."""
+  scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+  return (x.astype(jnp.float32) * scale).astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -126,8 +137,7 @@ def _float8_product(
   kernel: Float8e4m3fn[Array, "N M"],
   scale: Float[Array, " M"],
 ) -> Float[Array, "*B M"]:
-  result = _float8_dot(inputs, kernel)
-  return result * _like(scale, result)
+  return _times(_float8_dot(inputs, kernel), scale)
 
 
 def _float8_dot(
@@ -152,7 +162,7 @@ def _backward(
 ) -> tuple[Array, None, None]:
   """Returns the gradient of the inputs: what is frozen has none."""
   kernel, scale = kept
-  return _float8_dot(grads * _like(scale, grads), kernel.T), None, None
+  return _float8_dot(_times(grads, scale), kernel.T), None, None
 
 
 _float8_product.defvjp(_forward, _backward)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
+import optax
 
 from prompt_tuning import (
   batching,
@@ -40,30 +41,35 @@ class Source(NamedTuple):
     data: of each trial.
     target: what a base has, and where; see `base_target`.
     step: that of the base.
+    labels: of what is trained; see `optim.Partition.labels`.
+    optimizer: of what is trained.
   """
 
   data: Sequence[task_data.TaskData]
   target: Mapping[str, jax.ShapeDtypeStruct]
   step: int
+  labels: Mapping[str, int]
+  optimizer: optax.GradientTransformation
 
 
-def load_data(
+def prepare(
   model: t5.Transformer,
   partition: optim.Partition,
-  load_data_fn: LoadData,
+  load_data: LoadData,
   initial_checkpoint_path: str | None,
   *,
   all_trials: Sequence[trials.Trial],
   config: loop.LoopConfig,
 ) -> Source:
-  """Reads the data of each trial, and of the base what it has and its step.
+  """Reads the data of each trial, and of the base no more than its step.
 
-  First whatever fails fast.
+  First, whatever fails fast.
   """
   partitioning.check_batch_size(
     config.batch_size, num_microbatches=config.num_microbatches
   )
-  labels = partition.labels(t5.param_shapes(model))
+  shapes = t5.param_shapes(model)
+  labels = partition.labels(shapes)
   _check_frozen(labels, model.config.quantization)
   _check_initial_prompts(all_trials, model)
   target = base_target(model, config.mesh)
@@ -74,10 +80,10 @@ def load_data(
       f"TRAIN_STEPS={config.train_steps} must be above {step}, the step of the"
       " base, from which steps are counted"
     )
-  data = _load_data(load_data_fn, all_trials, config)
+  data = _load_data(load_data, all_trials, config)
   for trial_data in data:
     evaluate.check_vocabulary(trial_data.vocabulary, model)
-  return Source(data, target, step)
+  return Source(data, target, step, labels, partition.optimizer(shapes))
 
 
 def base_target(
@@ -174,7 +180,6 @@ def describe_states(
   source: Source,
   *,
   model: t5.Transformer,
-  partition: optim.Partition,
   all_trials: Sequence[trials.Trial],
 ) -> tuple[trials.State, dict[str, jax.ShapeDtypeStruct]]:
   """Describes what `load_states` returns; frozen parameters with places."""
@@ -183,12 +188,7 @@ def describe_states(
   if model.prompt is not None:
     prompt[PROMPT] = t5.param_shapes(model)[PROMPT]
   state, frozen = jax.eval_shape(
-    functools.partial(
-      _first_states,
-      all_trials=all_trials,
-      partition=partition,
-      step=source.step,
-    ),
+    functools.partial(_first_states, source=source, all_trials=all_trials),
     target,
     [prompt] * len(all_trials),
   )
@@ -200,7 +200,6 @@ def load_states(
   source: Source,
   *,
   model: t5.Transformer,
-  partition: optim.Partition,
   all_trials: Sequence[trials.Trial],
   seed: int,
 ) -> tuple[trials.State, trainer.Params]:
@@ -208,9 +207,8 @@ def load_states(
 
   Args:
     path: of the base; see `load_base`.
-    source: from `load_data`.
+    source: from `prepare`.
     model: the network.
-    partition: which parameters are trained, by which optimizer.
     all_trials: which there are.
     seed: of random weights.
 
@@ -221,13 +219,7 @@ def load_states(
   prompts = _draw_prompts(
     params, source.data, all_trials=all_trials, model=model
   )
-  return _first_states(
-    params,
-    prompts,
-    all_trials=all_trials,
-    partition=partition,
-    step=source.step,
-  )
+  return _first_states(params, prompts, source=source, all_trials=all_trials)
 
 
 def _draw_prompts(
@@ -250,30 +242,19 @@ def _first_states(
   params: Mapping[str, Array],
   prompts: Sequence[Mapping[str, Array]],
   *,
+  source: Source,
   all_trials: Sequence[trials.Trial],
-  partition: optim.Partition,
-  step: int,
 ) -> tuple[trials.State, trainer.Params]:
-  """Splits the parameters, and initialises the optimizer.
-
-  Args:
-    params: the base, without the prompt.
-    prompts: of each trial, by path; from `_draw_prompts`.
-    all_trials: which there are.
-    partition: which parameters are trained, by which optimizer.
-    step: that of the base.
-
-  Returns:
-    The first state, and the frozen parameters of all trials.
-  """
+  """Splits base and prompts, and initialises the optimizer of each trial."""
   states = []
   for trial, prompt in zip(all_trials, prompts, strict=True):
     own = {**params, **prompt}
-    trainable, frozen = optim.split(own, partition.labels(own))
-    opt_state = partition.optimizer(own).init(trainable)
+    trainable, frozen = optim.split(own, source.labels)
+    opt_state = source.optimizer.init(trainable)
     if trial.learning_rate is not None:
       opt_state = optim.with_learning_rate(opt_state, trial.learning_rate)
-    states.append(trainer.TrainState(jnp.int32(step), trainable, opt_state))
+    step = jnp.int32(source.step)
+    states.append(trainer.TrainState(step, trainable, opt_state))
   if PROMPT in frozen and len(all_trials) > 1:
     raise ValueError(
       f"{len(all_trials)} trials need prompts that are trained: let the"

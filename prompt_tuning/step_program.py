@@ -5,7 +5,7 @@
 that it needs to know are shapes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 import contextlib
 import dataclasses
@@ -53,7 +53,7 @@ def state_shardings(
   return partitioning.state_shardings(state, model, config.mesh)
 
 
-def placed(
+def placed_state(
   state: trials.State, shardings: PyTree[NamedSharding]
 ) -> trials.State:
   """Describes a state that is where it belongs."""
@@ -128,7 +128,7 @@ def compiling(
   state: trials.State,
   frozen: Mapping[str, jax.ShapeDtypeStruct],
   batch: partitioning.Batch,
-) -> Iterator[futures.Future[None]]:
+) -> Iterator[Callable[[], None]]:
   """Compiles a step, from `make_step`, in a thread of its own.
 
   With the rules of `partitioning.gathered_parameters`, as it has to be called.
@@ -143,8 +143,8 @@ def compiling(
     batch: a batch like those that follow.
 
   Yields:
-    What is done, or failed, when the thread is. A block that fails does not
-    wait for it, but the interpreter does: a compiler cannot be interrupted.
+    What waits for it, and raises what the thread has raised. A block that fails
+    does not wait, but the interpreter does: a compiler cannot be interrupted.
   """
   mesh = jax.sharding.get_mesh()  # Which no other thread sees.
   jitted: Any = step_fn.func
@@ -155,6 +155,6 @@ def compiling(
 
   pool = futures.ThreadPoolExecutor(1, "compile")
   try:
-    yield pool.submit(compile_step)
+    yield pool.submit(compile_step).result
   finally:
     pool.shutdown(wait=False)

@@ -83,7 +83,7 @@ def train(
   )
   with contextlib.ExitStack() as stack:
     stack.enter_context(partitioning.use(config.mesh))
-    source = start.load_data(
+    source = start.prepare(
       model,
       partition,
       load_data,
@@ -93,22 +93,25 @@ def train(
     )
     data, base_step = source.data, source.step
     like, frozen_like = start.describe_states(
-      source, all_trials=all_trials, model=model, partition=partition
+      source, model=model, all_trials=all_trials
     )
     model = step_program.network(model, like, all_trials)
     shardings = step_program.state_shardings(like, model, config)
     step_fn = step_program.make_step(
       shardings,
       model,
-      partition.optimizer([*like.trainable, *frozen_like]),
+      source.optimizer,
       loss,
       all_trials,
       config,
     )
-    compiled = stack.enter_context(
-      step_program.compiling(
+    last = epath.Path(model_dir) / f"checkpoint_{config.train_steps}"
+    wait_for_step = stack.enter_context(
+      contextlib.nullcontext(lambda: None)  # There is nothing left to train.
+      if last.exists()
+      else step_program.compiling(
         step_fn,
-        step_program.placed(like, shardings),
+        step_program.placed_state(like, shardings),
         _laid_out(frozen_like, like, config),
         next(step_program.batches(data, all_trials, config, 0)),
       )
@@ -117,7 +120,6 @@ def train(
       initial_checkpoint_path,
       source,
       model=model,
-      partition=partition,
       all_trials=all_trials,
       seed=config.seed,
     )
@@ -125,7 +127,7 @@ def train(
     print(start.parameter_table(state, frozen), flush=True)
     base = fingerprint.fingerprint(frozen)
     frozen = _laid_out(frozen, state, config)
-    runs = _identities(state, data, all_trials, config)
+    runs = _identities(state, data, all_trials, model, config)
     run = trials.joint(all_trials, runs)
     stack.enter_context(partitioning.gathered_parameters())
     manager = stack.enter_context(
@@ -177,7 +179,7 @@ def train(
         outputs.write_probes(outs, base_step, probes)
     if config.eval_at_start and restored is None:
       print(f"step {base_step}: {evaluate_state(state)}", flush=True)
-    compiled.result()
+    wait_for_step()
     state = loop.fit(
       state,
       frozen,
@@ -193,11 +195,11 @@ def train(
   found = fingerprint.fingerprint(layer_stacking.unstack(frozen))
   assert found == base, "a frozen parameter changed"
   print(f"frozen parameters unchanged: fingerprint {base}")
-  if len(all_trials) == 1:
-    if config.eval_at_start and restored is None and len(history) > 1:
-      (before,), (after,) = history[0], history[-1]
-      print(results.before_and_after(before.metrics, after.metrics))
-  elif int(state.step) >= config.train_steps:
+  is_from_start = config.eval_at_start and restored is None
+  if len(all_trials) == 1 and is_from_start and len(history) > 1:
+    (before,), (after,) = history[0], history[-1]
+    print(results.before_and_after(before.metrics, after.metrics))
+  if len(all_trials) > 1 and int(state.step) >= config.train_steps:
     print(outputs.write_results(outs, all_trials, state))
   return state
 
@@ -222,6 +224,7 @@ def _identities(
   state: trials.State,
   data: Sequence[task_data.TaskData],
   all_trials: Sequence[trials.Trial],
+  model: t5.Transformer,
   config: loop.LoopConfig,
 ) -> list[dict[str, Any]]:
   """Returns what each trial, restarted, must have in common with itself.
@@ -229,6 +232,7 @@ def _identities(
   The learning rate is that of the first step: a constant one is part of the
   optimizer's state, so that another would not be heeded.
   """
+  kind = model.config.quantization
   rates = [
     float(f"{optim.current_learning_rate(own.opt_state):.6g}") if own else None
     for own in trials.unstack(state)
@@ -243,6 +247,7 @@ def _identities(
       "num_microbatches": config.num_microbatches,
     }
     | ({} if rate is None or math.isnan(rate) else {"learning_rate": rate})
+    | ({} if kind == "none" else {"QUANTIZATION": kind})
     for trial, own_data, rate in zip(all_trials, data, rates, strict=True)
   ]
 

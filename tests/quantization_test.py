@@ -18,12 +18,15 @@ from prompt_tuning import (
   inference,
   layer_stacking,
   losses,
+  optim,
   partitioning,
   prompts,
   quantization,
+  start,
   t5,
   train,
   trainer,
+  trials,
 )
 from prompt_tuning import (
   vocabulary as vocabulary_lib,
@@ -99,6 +102,18 @@ def test_a_product_is_that_of_the_rounded_kernel(kind):
 def distance(found, expected):
   """Returns the norm of the difference, relative to the second's."""
   return float(jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("in_float8", [False, True])
+def test_scales_are_not_rounded_to_16_bits(in_float8):
+  """1.01 has no bfloat16 near by: it would be 1.0078."""
+  params = quantization.quantize({KERNEL: jnp.full((1, 2), 1.01)}, "float8")
+  inputs = jnp.full((1, 1), 448, jnp.bfloat16)
+  found = quantization.product(
+    inputs, *params.values(), dtype=jnp.bfloat16, in_float8=in_float8
+  )
+  # In steps of 2.
+  np.testing.assert_array_equal(found.astype(jnp.float32), [[452, 452]])
 
 
 def test_rows_of_zeros_stay_zeros_in_float8():
@@ -219,6 +234,25 @@ def test_a_prompt_learns_on_a_quantized_base_and_answers_with_it(
   )
   assert model.params[KERNEL].dtype.itemsize == 1
   assert len(inference.predict(model, ["a good film"])) == 1
+
+
+def test_scales_are_never_trained(tiny_config):
+  """Whatever the partition matches: it is one of the parameters of a base."""
+  config = dataclasses.replace(tiny_config, quantization="int8")
+  model = t5.Transformer(config)
+  partition = optim.Partition([([".*scale"], optim.adafactor())])
+  with partitioning.use(partitioning.MeshConfig()):
+    target = start.base_target(model, partitioning.MeshConfig())
+    source = start.Source(
+      [], target, 0, partition.labels(target), partition.optimizer(target)
+    )
+    (trial,) = trials.expand(trials.Sweep(), seed=0, initial_prompt=None)
+    state, frozen = start.describe_states(
+      source, model=model, all_trials=[trial]
+    )
+  assert f"{KERNEL}_scale" in frozen
+  assert not [name for name in state.trainable if "kernel" in name]
+  assert "encoder/encoder_norm/scale" in state.trainable
 
 
 def test_what_is_trained_is_not_quantized(tmp_path):

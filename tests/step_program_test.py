@@ -31,10 +31,13 @@ def log_compiles():
   "bindings",
   [
     (),
-    ("SEEDS = (0, 1)",),
     ("SEEDS = (0, 1, 2)",),
-    ("loop.LoopConfig.stack_layers = True", "QUANTIZATION = 'int8'"),
-    ("PARAMETER_SHARDING = True", "loop.LoopConfig.stack_layers = True"),
+    ("SEEDS = (0, 1)", "QUANTIZATION = 'float8_products'"),
+    (
+      "PARAMETER_SHARDING = True",
+      "loop.LoopConfig.stack_layers = True",
+      "QUANTIZATION = 'float8_products'",
+    ),
   ],
   ids=" ".join,
 )
@@ -58,7 +61,7 @@ def test_the_program_compiled_ahead_is_the_one_that_runs(
   assert compiled[0][0].startswith("compile")
 
 
-def test_what_fails_in_the_compiler_is_one_sentence(tmp_path):
+def test_what_fails_while_it_is_traced_is_one_sentence(tmp_path):
   """The kernel does not run on a CPU, which tracing the step finds."""
   folder = f"MODEL_DIR = '{tmp_path}'"
   configuration.load(

@@ -181,8 +181,14 @@ def test_a_checkpoint_of_another_base_or_partition_is_refused(run, copied):
     run(copied, "t5.T5Config.num_heads = 2", "t5.T5Config.head_dim = 32")
   with pytest.raises(ValueError, match="with learning_rate=0.3, now it is 0.1"):
     run(copied, "optim.adafactor.learning_rate = 0.1")
+  with pytest.raises(ValueError, match="with RANDOM_SEED=0, now it is 1"):
+    run(copied, "RANDOM_SEED = 1")
   with pytest.raises(ValueError, match="trained with BATCH_SIZE=8, now it is"):
-    run(copied, "BATCH_SIZE = 16", "RANDOM_SEED = 1")
+    run(copied, "BATCH_SIZE = 16")
+  with pytest.raises(ValueError, match="with TASK_FEATURE_LENGTHS={'inputs': "):
+    run(copied, "TASK_FEATURE_LENGTHS = {'inputs': 16, 'targets': 4}")
+  with pytest.raises(ValueError, match="QUANTIZATION=None, now it is 'int8'"):
+    run(copied, "QUANTIZATION = 'int8'")
   with pytest.raises(ValueError, match="with another partition, prompt or"):
     run(copied, "PROMPT_REGEX = ['.*/prompt/.*', '.*relpos_bias.*']")
 
