@@ -227,13 +227,9 @@ def compile_plan(pod: Pod, sizes: Sizes, args: argparse.Namespace) -> None:
     mesh = jax.sharding.get_mesh()
     everywhere = NamedSharding(mesh, PartitionSpec())
     by_row = NamedSharding(mesh, PartitionSpec("data"))
-    at = lambda x, sharding: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=sharding
-    )
     placed = partitioning.state_shardings(state, model, config)
-    state = jax.tree.map(at, state, placed)
-    shardings = partitioning.param_shardings(frozen, model, config)
-    frozen = {name: at(x, shardings[name]) for name, x in frozen.items()}
+    state = partitioning.at(state, placed)
+    frozen = partitioning.placed(frozen, model, config)
     if args.stack_layers:
       frozen = layer_stacking.stack(frozen)
     tokens = lambda n: jax.ShapeDtypeStruct(

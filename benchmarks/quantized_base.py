@@ -16,17 +16,15 @@ import argparse
 from collections.abc import Iterator
 import dataclasses
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import real_lengths
 
 from prompt_tuning import (
   base_sizes,
   batching,
-  cache,
-  cache_manifest,
   losses,
   pretrained,
   prompt_files,
@@ -41,15 +39,11 @@ from prompt_tuning import (
 
 def batches(args: argparse.Namespace) -> Iterator[batching.Batch]:
   """Yields the first batches of the cache."""
-  manifest = cache_manifest.read(pathlib.Path(args.cache))
-  data = cache.from_cache(
-    cache_dir=args.cache,
-    mixture_or_task_name=manifest.task,
-    feature_lengths=manifest.feature_lengths,
-    scoring_fn=task_data.unscored,
-  )
   stream = task_data.train_batches(
-    data, batch_size=args.batch_size, seed=0, start_step=0
+    real_lengths.read_cache(args.cache),
+    batch_size=args.batch_size,
+    seed=0,
+    start_step=0,
   )
   for _, batch in zip(range(args.batches), stream, strict=False):
     yield batch

@@ -25,6 +25,17 @@ from prompt_tuning import batching, cache, cache_manifest, task_data, trainer
 WINDOW = 64
 
 
+def read_cache(folder: str) -> task_data.TaskData:
+  """Reads a tokenised cache as it was written."""
+  manifest = cache_manifest.read(pathlib.Path(folder))
+  return cache.from_cache(
+    cache_dir=folder,
+    mixture_or_task_name=manifest.task,
+    feature_lengths=manifest.feature_lengths,
+    scoring_fn=task_data.unscored,
+  )
+
+
 def examples_per_s(
   step_fn: jax.stages.Wrapped,
   state: trainer.TrainState,
@@ -54,13 +65,7 @@ def main() -> None:
   parser.add_argument("--padded_steps", type=int, default=16)
   gpu_step.add_options(parser)
   args = argparse.Namespace(**vars(parser.parse_args()), trained="prompt")
-  manifest = cache_manifest.read(pathlib.Path(args.cache))
-  data = cache.from_cache(
-    cache_dir=args.cache,
-    mixture_or_task_name=manifest.task,
-    feature_lengths=manifest.feature_lengths,
-    scoring_fn=task_data.unscored,
-  )
+  data = read_cache(args.cache)
   state, frozen, step_fn = gpu_step.start(
     gpu_step.network(args, args.size), args
   )

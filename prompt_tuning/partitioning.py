@@ -213,6 +213,16 @@ def _check_divides(name: str, size: int, axis: str, num_parts: int) -> None:
     )
 
 
+def at(
+  tree: PyTree, shardings: PyTree[NamedSharding]
+) -> PyTree[jax.ShapeDtypeStruct]:
+  """Describes arrays, or what describes them, as being where they belong."""
+  describe = lambda x, sharding: jax.ShapeDtypeStruct(
+    x.shape, x.dtype, sharding=sharding
+  )
+  return jax.tree.map(describe, tree, shardings)
+
+
 def placed(
   shapes: Mapping[str, jax.ShapeDtypeStruct],
   model: t5.Transformer,
@@ -224,11 +234,7 @@ def placed(
   """
   if jax.sharding.get_mesh().empty:
     return dict(shapes)
-  shardings = param_shardings(shapes, model, config)
-  return {
-    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name])
-    for name, x in shapes.items()
-  }
+  return at(dict(shapes), param_shardings(shapes, model, config))
 
 
 def num_row_parts() -> int:

@@ -53,14 +53,6 @@ def state_shardings(
   return partitioning.state_shardings(state, model, config.mesh)
 
 
-def placed_state(
-  state: trials.State, shardings: PyTree[NamedSharding]
-) -> trials.State:
-  """Describes a state that is where it belongs."""
-  at = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-  return jax.tree.map(at, state, shardings)
-
-
 def batches(
   data: Sequence[task_data.TaskData],
   all_trials: Sequence[trials.Trial],

@@ -111,7 +111,7 @@ def train(
       if last.exists()
       else step_program.compiling(
         step_fn,
-        step_program.placed_state(like, shardings),
+        partitioning.at(like, shardings),
         _laid_out(frozen_like, like, config),
         next(step_program.batches(data, all_trials, config, 0)),
       )

@@ -6,6 +6,7 @@ import dataclasses
 import jax
 from jax._src import ad_checkpoint
 import numpy as np
+from prompt_gradient import loss_and_gradient
 import pytest
 
 from prompt_tuning import layer_stacking, losses, prompts, t5, trainer
@@ -56,24 +57,10 @@ def test_a_stack_that_is_trained_in_part_stays_as_it_is(frozen):
 def test_loss_and_gradient_do_not_depend_on_the_form(
   frozen, tiny_config, tiny_batch, remat, is_stacked
 ):
-  prompt = jax.random.normal(jax.random.key(0), (5, tiny_config.emb_dim))
-
-  def loss_and_gradient(config, params):
-    model = t5.Transformer(config, prompts.PromptConfig(length=5))
-    run = lambda prompt: trainer.loss_fn(
-      {PROMPT: prompt},
-      params,
-      tiny_batch,
-      None,
-      model=model,
-      loss=losses.LossConfig(),
-    )[0]
-    return jax.jit(jax.value_and_grad(run))(prompt)
-
-  expected = loss_and_gradient(tiny_config, frozen)
+  expected = loss_and_gradient(tiny_config, frozen, tiny_batch)
   config = dataclasses.replace(tiny_config, remat=remat)
   params = layer_stacking.stack(dict(frozen)) if is_stacked else frozen
-  found = loss_and_gradient(config, params)
+  found = loss_and_gradient(config, params, tiny_batch)
   np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
   np.testing.assert_allclose(found[1], expected[1], rtol=1e-4, atol=1e-4)
 

@@ -2,12 +2,12 @@
 """Frozen kernels of 8 bits: rounding, products, gradients, whole runs."""
 
 import dataclasses
-import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from prompt_gradient import loss_and_gradient
 from prompt_tuning.tasks import vocabularies
 import pytest
 
@@ -17,7 +17,6 @@ from prompt_tuning import (
   configuration,
   inference,
   layer_stacking,
-  losses,
   optim,
   partitioning,
   prompts,
@@ -25,7 +24,6 @@ from prompt_tuning import (
   start,
   t5,
   train,
-  trainer,
   trials,
 )
 from prompt_tuning import (
@@ -132,22 +130,6 @@ def shallow_config(tiny_config):
   return dataclasses.replace(
     tiny_config, num_encoder_layers=1, num_decoder_layers=1
   )
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def loss_and_gradient(config, params, batch):
-  """Returns the loss, and its gradient with respect to a prompt."""
-  model = t5.Transformer(config, prompts.PromptConfig(length=5))
-  prompt = jax.random.normal(jax.random.key(0), (5, config.emb_dim))
-  run = lambda prompt: trainer.loss_fn(
-    {PROMPT: prompt},
-    params,
-    batch,
-    None,
-    model=model,
-    loss=losses.LossConfig(),
-  )[0]
-  return jax.value_and_grad(run)(prompt)
 
 
 @pytest.mark.parametrize(
