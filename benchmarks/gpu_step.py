@@ -9,7 +9,8 @@ batch 32, dropout 0.1: `trainer.train_step` with the switches that a run has
 one step is in flight while the next is called; the time of a step is the median
 of `--steps`. The share is of the rate of an 8192-cubed bfloat16 product,
 measured behind it. `--trained=all` is a step of pretraining, with float32
-weights and no prompt.
+weights and no prompt. `--peer` also runs `peer_step.py`, if torch is installed,
+and tells how many times longer a step of transformers with PEFT takes.
 Each size is a process of its own, so that the peak of memory is its own.
 """
 
@@ -18,10 +19,12 @@ import dataclasses
 import functools
 import json
 import os
+import pathlib
 import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -171,12 +174,33 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--steps", type=int, default=12)
 
 
+def measure_apart(script: str, *flags: str) -> dict[str, Any]:
+  """Measures in another process, whose last line is JSON."""
+  path = pathlib.Path(__file__).with_name(script)
+  output = subprocess.run(
+    [sys.executable, path, *flags],
+    env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    stdout=subprocess.PIPE,
+    text=True,
+    check=True,
+  ).stdout
+  return json.loads(output.splitlines()[-1])
+
+
+def measure_peer(size: str, args: argparse.Namespace) -> dict[str, Any]:
+  """Measures PyTorch on the same network and batches."""
+  same = ("batch_size", "inputs", "targets", "prompt", "dropout", "steps")
+  flags = [f"--{name}={getattr(args, name)}" for name in same]
+  return measure_apart("peer_step.py", f"--size={size}", *flags)
+
+
 def main() -> None:
   """Prints a table, a row as soon as it is measured."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--sizes", default="base,large,xl,xxl")
   parser.add_argument("--trained", choices=("prompt", "all"), default="prompt")
   add_options(parser)
+  parser.add_argument("--peer", action="store_true")
   parser.add_argument("--child", help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.child:
@@ -184,19 +208,16 @@ def main() -> None:
     return
   title = True
   for size in args.sizes.split(","):
-    output = subprocess.run(
-      [sys.executable, __file__, *sys.argv[1:], f"--child={size}"],
-      env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
-      stdout=subprocess.PIPE,
-      text=True,
-      check=True,
-    ).stdout
-    found = json.loads(output.splitlines()[-1])
+    found = measure_apart("gpu_step.py", *sys.argv[1:], f"--child={size}")
     if title:
       print(" ".join(["size      ", *(f"{name:>14}" for name in found)]))
       title = False
     cells = (f"{value:14.3f}" for value in found.values())
     print(" ".join([f"{size:<10}", *cells]), flush=True)
+    if args.peer:
+      peer = measure_peer(size, args)
+      ratio = peer["step_ms"] / found["step_ms"]
+      print(f"{size:<10} peer {ratio:.2f} times as long: {peer}", flush=True)
 
 
 if __name__ == "__main__":

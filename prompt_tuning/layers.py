@@ -16,7 +16,7 @@ import jax
 from jax import ad_checkpoint, lax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from prompt_tuning import flash_attention, quantization
 
@@ -25,7 +25,6 @@ Initializer = Callable[..., Array]
 # The products of a layer, whose recomputation would cost as much as they did;
 # names for `jax.checkpoint`.
 PRODUCTS = ("query", "key", "value", "wi")
-DROPOUT_MASK = "dropout_mask"
 
 # Added to the logit of a position that may not be attended to. A query without
 # any visible key thereby attends to all keys alike, as in T5X.
@@ -161,37 +160,25 @@ class Embed(nn.Module):
     return jnp.dot(x.astype(jnp.float32), table.T)
 
 
-class Dropout(nn.Module):
-  """Drops features; what Flax's `Dropout` does, from the same random bits.
+def dropout_factors(
+  rng: Key[Array, ""], rate: float, shape: tuple[int, ...], dtype: DTypeLike
+) -> Float[Array, "..."]:
+  """Draws what dropout multiplies features by.
 
-  The mask has a name for `jax.checkpoint`, since drawing it twice takes longer
-  than to keep it.
+  One product: XLA passes over the features twice for a division and a choice.
 
-  Attributes:
-    rate: share of the features that become 0; the others are divided by what
-      is left.
-    broadcast_dims: axes along which all elements are dropped together.
+  Args:
+    rng: to draw with.
+    rate: share of the factors that are 0; the others are 1 / (1 - rate).
+    shape: of the features, with 1 for an axis whose features are all dropped
+      together.
+    dtype: of the result.
   """
-
-  rate: float
-  broadcast_dims: tuple[int, ...] = ()
-
-  @nn.compact
-  def __call__(
-    self, x: Float[Array, "*N"], *, deterministic: bool
-  ) -> Float[Array, "*N"]:
-    """Drops features, unless `deterministic`."""
-    if deterministic or self.rate == 0.0:
-      return x
-    if self.rate == 1.0:
-      return jnp.zeros_like(x)
-    shape = list(x.shape)
-    for axis in self.broadcast_dims:
-      shape[axis] = 1
-    keep = 1.0 - self.rate
-    mask = jax.random.bernoulli(self.make_rng("dropout"), keep, tuple(shape))
-    mask = ad_checkpoint.checkpoint_name(mask, DROPOUT_MASK)
-    return jnp.where(mask, x / keep, jnp.zeros_like(x))
+  if rate == 1.0:
+    return jnp.zeros(shape, dtype)
+  keep = 1.0 - rate
+  is_kept = jax.random.bernoulli(rng, keep, shape)
+  return jnp.where(is_kept, 1.0 / keep, 0.0).astype(dtype)
 
 
 class Attention(nn.Module):
@@ -200,8 +187,6 @@ class Attention(nn.Module):
   Attributes:
     num_heads: number of heads, H.
     head_dim: width of a head, K.
-    dropout_rate: rate of dropping attention weights; a key is dropped for all
-      queries of a head at once, as in T5X.
     float32_logits: compute the attention logits in float32 whatever `dtype`.
     dtype: dtype of the activations.
     param_dtype: dtype in which the kernels are stored.
@@ -210,7 +195,6 @@ class Attention(nn.Module):
 
   num_heads: int
   head_dim: int
-  dropout_rate: float = 0.0
   float32_logits: bool = False
   dtype: DTypeLike = jnp.float32
   param_dtype: DTypeLike = jnp.float32
@@ -225,7 +209,7 @@ class Attention(nn.Module):
     bias: Float[Array, "1 H M M"] | None,
     *,
     lengths: Int[Array, " B"] | None = None,
-    deterministic: bool,
+    dropout: Float[Array, "B H 1 N"] | None = None,
     decode: bool = False,
     keep: bool = False,
   ) -> Float[Array, "B Q D"]:
@@ -239,7 +223,8 @@ class Attention(nn.Module):
       bias: added to the logits; the relative position bias of all positions.
       lengths: how many positions of `inputs_kv` come before the padding. If
         given, the kernel of `flash_attention` is used, and `mask` is not.
-      deterministic: no dropout.
+      dropout: factors of the attention weights; a key is dropped for all
+        queries of a head at once, as in T5X. See `dropout_factors`.
       decode: keep keys and values in the collection `cache`. The call that
         creates the cache sets its length by that of its input; later calls
         feed what comes next: one position, or several with a mask of their
@@ -259,7 +244,8 @@ class Attention(nn.Module):
         in_float8=self.in_float8,
         name=name,
       )(inputs)
-      heads = ad_checkpoint.checkpoint_name(heads, name)
+      if name != "value":  # What is kept of it, is kept after its dropout.
+        heads = ad_checkpoint.checkpoint_name(heads, name)
       return heads.reshape(*heads.shape[:2], self.num_heads, self.head_dim)
 
     query_init = lambda *args: _ATTENTION_INIT(*args) / scale
@@ -279,7 +265,7 @@ class Attention(nn.Module):
     attend = self._attend_plainly
     if lengths is not None and not decode:
       attend = functools.partial(self._attend_flash, lengths=lengths)
-    joined = attend(query, key, value, mask, bias, deterministic=deterministic)
+    joined = attend(query, key, value, mask, bias, dropout)
     return Projection(
       inputs_q.shape[-1],
       axes=("joined_kv", "embed"),
@@ -290,14 +276,6 @@ class Attention(nn.Module):
       name="out",
     )(joined.reshape(*joined.shape[:2], -1))
 
-  def _dropout(
-    self, weights: Float[Array, "B H #Q N"], *, deterministic: bool
-  ) -> Array:
-    """Drops keys, for all queries of a head at once."""
-    return nn.Dropout(
-      self.dropout_rate, broadcast_dims=(-2,), name="Dropout_0"
-    )(weights, deterministic=deterministic)
-
   def _attend_plainly(
     self,
     query: Float[Array, "B Q H K"],
@@ -305,8 +283,7 @@ class Attention(nn.Module):
     value: Float[Array, "B N H K"],
     mask: Bool[Array, "#B 1 #Q N"] | None,
     bias: Float[Array, "1 H Q N"] | None,
-    *,
-    deterministic: bool,
+    dropout: Float[Array, "B H 1 N"] | None,
   ) -> Float[Array, "B Q H K"]:
     """Computes logits, softmax and output one after the other."""
     if self.float32_logits:
@@ -317,7 +294,9 @@ class Attention(nn.Module):
     if mask is not None:
       logits = logits + jnp.where(mask, 0.0, MASKED_LOGIT).astype(logits.dtype)
     weights = jax.nn.softmax(logits).astype(self.dtype)
-    weights = self._dropout(weights, deterministic=deterministic)
+    if dropout is not None:
+      weights = weights * dropout
+    value = ad_checkpoint.checkpoint_name(value, "value")
     return jnp.einsum("BHQN,BNHK->BQHK", weights, value)
 
   def _attend_flash(
@@ -327,20 +306,18 @@ class Attention(nn.Module):
     value: Float[Array, "B N H K"],
     mask: Bool[Array, "#B 1 #Q N"] | None,
     bias: Float[Array, "1 H Q N"] | None,
+    dropout: Float[Array, "B H 1 N"] | None,
     *,
     lengths: Int[Array, " B"],
-    deterministic: bool,
   ) -> Float[Array, "B Q H K"]:
     """Computes the same in one kernel.
 
     A weight that is dropped for all queries is a value that is dropped.
     """
     del mask
-    batch, num_keys = key.shape[:2]
-    if not deterministic and self.dropout_rate:
-      kept = jnp.ones((batch, self.num_heads, 1, num_keys), self.dtype)
-      kept = self._dropout(kept, deterministic=False)
-      value = value * kept.transpose(0, 3, 1, 2)
+    if dropout is not None:
+      value = value * dropout.transpose(0, 3, 1, 2)
+    value = ad_checkpoint.checkpoint_name(value, "value")
     return flash_attention.attend(query, key, value, bias, lengths)
 
   def _extend_cache(
@@ -380,7 +357,6 @@ class MLP(nn.Module):
     features: inner width, F.
     activations: ("gelu", "linear") for T5 1.1: `gelu(x wi_0) * (x wi_1)`, or
       ("relu",) for T5 1.0. Names of `jax.nn` functions, or "linear".
-    dropout_rate: rate of dropping inner features, for all positions at once.
     dtype: dtype of the activations.
     param_dtype: dtype in which the kernels are stored.
     in_float8: see `Projection`.
@@ -388,16 +364,23 @@ class MLP(nn.Module):
 
   features: int
   activations: tuple[str, ...]
-  dropout_rate: float = 0.0
   dtype: DTypeLike = jnp.float32
   param_dtype: DTypeLike = jnp.float32
   in_float8: bool = False
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B N D"], *, deterministic: bool
+    self,
+    x: Float[Array, "B N D"],
+    dropout: Float[Array, "B 1 {self.features}"] | None = None,
   ) -> Float[Array, "B N D"]:
-    """Projects up, activates, gates, drops and projects down."""
+    """Projects up, activates, gates, drops and projects down.
+
+    Args:
+      x: input.
+      dropout: factors of the inner features, of all positions at once. See
+        `dropout_factors`.
+    """
     gated = None
     for i, activation in enumerate(self.activations):
       hidden = Projection(
@@ -413,9 +396,8 @@ class MLP(nn.Module):
         hidden = getattr(jax.nn, activation)(hidden)
       gated = hidden if gated is None else gated * hidden
     assert gated is not None, "activations must not be empty"
-    gated = Dropout(self.dropout_rate, broadcast_dims=(-2,))(
-      gated, deterministic=deterministic
-    )
+    if dropout is not None:
+      gated = gated * dropout
     return Projection(
       x.shape[-1],
       axes=("mlp", "embed"),

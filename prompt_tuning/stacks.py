@@ -4,12 +4,15 @@
 Names, shapes, logical axes and numerics are those of T5X's example network.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
+import functools
+import operator
 
 from flax import linen as nn
 import jax
 from jax import ad_checkpoint
+from jax.experimental import layout
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
@@ -95,16 +98,46 @@ def _norm(config: T5Config, name: str) -> layers.RMSNorm:
   return layers.RMSNorm(config.dtype, config.param_dtype, name=name)
 
 
-def _dropout(config: T5Config) -> layers.Dropout:
-  """Drops features of a row for all of its positions at once, as T5 does."""
-  return layers.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+# The dropout of a layer: factors (`layers.dropout_factors`) by place.
+_Dropout = dict[str, Float[Array, "..."]]
+
+
+def _draw(
+  parent: nn.Module,
+  config: T5Config,
+  shapes: Mapping[str, tuple[int, ...]],
+  *,
+  deterministic: bool,
+) -> _Dropout | None:
+  """Draws dropout by place, for all layers of a stack at once.
+
+  Drawn layer by layer, it was most of what XLA had to compile.
+
+  Args:
+    parent: the encoder or decoder, whose rng is used.
+    config: the sizes.
+    shapes: of the factors.
+    deterministic: no dropout: draw nothing.
+  """
+  if deterministic or not config.dropout_rate:
+    return None
+  rngs = jax.random.split(parent.make_rng("dropout"), len(shapes))
+  return {
+    place: layers.dropout_factors(rng, config.dropout_rate, shape, config.dtype)
+    for rng, (place, shape) in zip(rngs, shapes.items(), strict=True)
+  }
+
+
+def _drop(
+  x: Float[Array, "B S D"], dropout: _Dropout | None, place: str
+) -> Float[Array, "B S D"]:
+  return x if dropout is None else x * dropout[place]
 
 
 def _attention(config: T5Config, name: str) -> layers.Attention:
   return layers.Attention(
     num_heads=config.num_heads,
     head_dim=config.head_dim,
-    dropout_rate=config.dropout_rate,
     float32_logits=config.float32_attention_logits,
     dtype=config.dtype,
     param_dtype=config.param_dtype,
@@ -117,7 +150,6 @@ def _mlp(config: T5Config) -> layers.MLP:
   return layers.MLP(
     config.mlp_dim,
     config.mlp_activations,
-    config.dropout_rate,
     config.dtype,
     config.param_dtype,
     in_float8=config.quantization == "float8_products",
@@ -154,19 +186,18 @@ class EncoderLayer(nn.Module):
     mask: Bool[Array, "B 1 S S"] | None,
     bias: Float[Array, "1 H S S"],
     lengths: Int[Array, " B"] | None,
-    *,
-    deterministic: bool,
+    dropout: _Dropout | None,
   ) -> Float[Array, "B S D"]:
     """Applies the layer; see `layers.Attention` for the arguments."""
-    config = self.config
+    config, places = self.config, dropout or {}
     y = _norm(config, "pre_attention_layer_norm")(x)
     y = _attention(config, "attention")(
-      y, y, mask, bias, lengths=lengths, deterministic=deterministic
+      y, y, mask, bias, lengths=lengths, dropout=places.get("attention")
     )
-    x = _keep(x + _dropout(config)(y, deterministic=deterministic))
+    x = _keep(x + _drop(y, dropout, "attention_output"))
     y = _norm(config, "pre_mlp_layer_norm")(x)
-    y = _mlp(config)(y, deterministic=deterministic)
-    return x + _dropout(config)(y, deterministic=deterministic)
+    y = _mlp(config)(y, places.get("mlp"))
+    return x + _drop(y, dropout, "mlp_output")
 
 
 class DecoderLayer(nn.Module):
@@ -186,20 +217,20 @@ class DecoderLayer(nn.Module):
     encoder_decoder_mask: Bool[Array, "B 1 #U S"] | None,
     bias: Float[Array, "1 H M M"],
     lengths: Int[Array, " B"] | None,
+    dropout: _Dropout | None,
     *,
-    deterministic: bool,
     decode: bool = False,
   ) -> Float[Array, "N U D"]:
     """Applies the layer; `lengths` are those of the encoder's rows.
 
     While decoding, several rows in a row may belong to one encoded input.
     """
-    config = self.config
+    config, places = self.config, dropout or {}
     y = _norm(config, "pre_self_attention_layer_norm")(x)
     y = _attention(config, "self_attention")(
-      y, y, mask, bias, deterministic=deterministic, decode=decode
+      *(y, y, mask, bias), dropout=places.get("self_attention"), decode=decode
     )
-    x = _keep(x + _dropout(config)(y, deterministic=deterministic))
+    x = _keep(x + _drop(y, dropout, "self_attention_output"))
     if encoded is not None:
       y = _norm(config, "pre_cross_attention_layer_norm")(x)
       # As queries of their one input, so that its keys need no copies.
@@ -209,16 +240,16 @@ class DecoderLayer(nn.Module):
         encoder_decoder_mask,
         None,
         lengths=lengths,
-        deterministic=deterministic,
+        dropout=places.get("encoder_attention"),
         keep=decode,
       ).reshape(y.shape)
-      x = _keep(x + _dropout(config)(y, deterministic=deterministic))
+      x = _keep(x + _drop(y, dropout, "encoder_attention_output"))
     y = _norm(config, "pre_mlp_layer_norm")(x)
-    y = _mlp(config)(y, deterministic=deterministic)
-    return x + _dropout(config)(y, deterministic=deterministic)
+    y = _mlp(config)(y, places.get("mlp"))
+    return x + _drop(y, dropout, "mlp_output")
 
 
-# A layer and its input -> its output.
+# A layer, its input and its dropout -> its output.
 _Apply = Callable[..., Float[Array, "B S D"]]
 
 
@@ -228,6 +259,7 @@ def _run_layers(
   num_layers: int,
   apply: _Apply,
   x: Float[Array, "B S D"],
+  dropout: _Dropout | None,
   config: T5Config,
 ) -> Float[Array, "B S D"]:
   """Runs the layers of a stack, submodules of `parent`, one after the other.
@@ -239,8 +271,9 @@ def _run_layers(
     parent: the encoder or decoder.
     layer_type: of the layers.
     num_layers: how many.
-    apply: of a layer and its input.
+    apply: of a layer, its input and its dropout.
     x: input of the first layer.
+    dropout: of all layers, the axis of the layers first.
     config: the sizes.
   """
   if not parent.is_initializing():
@@ -248,14 +281,15 @@ def _run_layers(
     apply = _rematerialized(apply, config, in_scan=in_scan)
     if in_scan:
       scan = nn.scan(
-        lambda layer, x, _: (apply(layer, x), None),
+        lambda layer, x, dropout: (apply(layer, x, dropout), None),
         variable_axes={"params": 0},
-        split_rngs={"dropout": True},
+        split_rngs={},
         length=num_layers,
       )
-      return scan(layer_type(config, name="layers"), x, None)[0]
+      return scan(layer_type(config, name="layers"), x, dropout)[0]
   for i in range(num_layers):
-    x = apply(layer_type(config, name=f"layers_{i}"), x)
+    own = jax.tree.map(operator.itemgetter(i), dropout)
+    x = apply(layer_type(config, name=f"layers_{i}"), x, own)
   return x
 
 
@@ -269,7 +303,6 @@ def _rematerialized(
   if config.remat == "minimal":
     policy = jax.checkpoint_policies.save_only_these_names(
       "residual",
-      layers.DROPOUT_MASK,
       *layers.PRODUCTS,
       *flash_attention.KEPT,
     )
@@ -289,18 +322,32 @@ def _encode(
   if lengths is not None:  # They say what the mask does.
     mask = None
   bias = _position_bias(config, bidirectional=True)(x.shape[1])
-  x = _dropout(config)(x, deterministic=deterministic)
+  # Or XLA makes the batch the minor axis, and each layer transposes twice.
+  x = layout.with_layout_constraint(x, layout.Layout((0, 1, 2)))
+  num_layers, (batch, num_positions, _) = config.num_encoder_layers, x.shape
+  features = (batch, 1, config.emb_dim)  # Dropped for all positions at once.
+  draw = functools.partial(_draw, parent, config, deterministic=deterministic)
+  dropout = draw(
+    {
+      "attention": (num_layers, batch, config.num_heads, 1, num_positions),
+      "attention_output": (num_layers, *features),
+      "mlp": (num_layers, batch, 1, config.mlp_dim),
+      "mlp_output": (num_layers, *features),
+    }
+  )
+  # Of the encoder's output T5X drops single elements, not whole features.
+  ends = draw({"input": features, "output": x.shape})
   x = _run_layers(
     parent,
     EncoderLayer,
-    config.num_encoder_layers,
-    lambda layer, x: layer(x, mask, bias, lengths, deterministic=deterministic),
-    x,
+    num_layers,
+    lambda layer, x, dropout: layer(x, mask, bias, lengths, dropout),
+    _drop(x, ends, "input"),
+    dropout,
     config,
   )
   x = _norm(config, "encoder_norm")(x)
-  # The one place where T5X drops single elements, not whole features.
-  return layers.Dropout(config.dropout_rate)(x, deterministic=deterministic)
+  return _drop(x, ends, "output")
 
 
 class Encoder(nn.Module):
@@ -369,26 +416,43 @@ def run_decoder(  # noqa: PLR0913  # As many as the decoder has inputs.
 ) -> Float[Array, "N U V"]:
   """Runs the decoder's layers as submodules of `parent`, which calls this."""
   bias = _position_bias(config, bidirectional=False)(num_positions)
-  x = _dropout(config)(x, deterministic=deterministic)
+  num_layers, (rows, num_targets, _) = config.num_decoder_layers, x.shape
+  features = (rows, 1, config.emb_dim)  # Dropped for all positions at once.
+  shapes = {
+    "self_attention": (num_layers, rows, config.num_heads, 1, num_targets),
+    "self_attention_output": (num_layers, *features),
+    "mlp": (num_layers, rows, 1, config.mlp_dim),
+    "mlp_output": (num_layers, *features),
+  }
+  if encoded is not None:
+    batch, num_keys = encoded.shape[:2]
+    shapes |= {
+      "encoder_attention": (num_layers, batch, config.num_heads, 1, num_keys),
+      "encoder_attention_output": (num_layers, *features),
+    }
+  draw = functools.partial(_draw, parent, config, deterministic=deterministic)
+  dropout = draw(shapes)
+  ends = draw({"input": features, "output": features})
   x = _run_layers(
     parent,
     DecoderLayer,
-    config.num_decoder_layers,
-    lambda layer, x: layer(
+    num_layers,
+    lambda layer, x, dropout: layer(
       x,
       encoded,
       mask,
       encoder_decoder_mask,
       bias,
       lengths,
-      deterministic=deterministic,
+      dropout,
       decode=decode,
     ),
-    x,
+    _drop(x, ends, "input"),
+    dropout,
     config,
   )
   x = _norm(config, "decoder_norm")(x)
-  x = _dropout(config)(x, deterministic=deterministic)
+  x = _drop(x, ends, "output")
   # Logits in float32, for the stability of the softmax.
   if config.logits_via_embedding:
     return embed.attend(x) / jnp.sqrt(x.shape[-1]).astype(jnp.float32)

@@ -57,8 +57,9 @@ def test_a_stack_that_is_trained_in_part_stays_as_it_is(frozen):
 def test_loss_and_gradient_do_not_depend_on_the_form(
   frozen, tiny_config, tiny_batch, remat, is_stacked
 ):
-  expected = loss_and_gradient(tiny_config, frozen, tiny_batch)
-  config = dataclasses.replace(tiny_config, remat=remat)
+  plain = dataclasses.replace(tiny_config, dropout_rate=0.2)
+  expected = loss_and_gradient(plain, frozen, tiny_batch)
+  config = dataclasses.replace(plain, remat=remat)
   params = layer_stacking.stack(dict(frozen)) if is_stacked else frozen
   found = loss_and_gradient(config, params, tiny_batch)
   np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)

@@ -2,8 +2,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from prompt_tuning import layers
+from prompt_tuning import flash_attention, layers
 
 
 def test_norm_divides_by_the_root_mean_square():
@@ -14,32 +15,42 @@ def test_norm_divides_by_the_root_mean_square():
   np.testing.assert_allclose(norm.apply(variables, x), expected, rtol=1e-6)
 
 
-def test_attention_weights_are_dropped_for_all_queries_of_a_head_at_once():
-  attention = layers.Attention(num_heads=2, head_dim=4, dropout_rate=0.5)
-  x = jnp.tile(jax.random.normal(jax.random.key(0), (1, 1, 8)), (1, 6, 1))
-  variables = attention.init(
-    jax.random.key(1), x, x, None, None, deterministic=True
+def test_factors_of_dropout_keep_the_mean():
+  draw = lambda rate: layers.dropout_factors(
+    jax.random.key(0), rate, (100, 100), jnp.float32
   )
+  found = draw(0.2)
+  np.testing.assert_array_equal(np.unique(found), np.float32([0, 1 / 0.8]))
+  np.testing.assert_allclose(found.mean(), 1, atol=0.02)
+  assert not draw(1.0).any()
+
+
+@pytest.mark.parametrize("lengths", [None, jnp.array([6])])
+def test_dropout_drops_a_key_for_all_queries_of_a_head(lengths, monkeypatch):
+  attention = layers.Attention(num_heads=2, head_dim=4)
+  x = jax.random.normal(jax.random.key(0), (1, 6, 8))
+  variables = attention.init(jax.random.key(1), x, x, None, None)
+  dropout = jnp.zeros((1, 2, 1, 6)).at[0, :, 0, 2].set(1.0)
+  seen = []
+  attend = lambda query, key, value, bias, lengths: seen.append(value) or query
+  monkeypatch.setattr(flash_attention, "attend", attend)
   y = attention.apply(
-    variables,
-    x,
-    x,
-    None,
-    None,
-    deterministic=False,
-    rngs={"dropout": jax.random.key(2)},
+    variables, x, x, None, None, lengths=lengths, dropout=dropout
   )
-  # All positions are alike, so that only a mask per query could tell them
-  # apart.
-  np.testing.assert_allclose(y, jnp.broadcast_to(y[:, :1], y.shape), atol=1e-6)
+  if lengths is not None:  # The kernel knows no dropout: its values do.
+    assert not np.delete(seen[0], 2, axis=1).any()
+    assert seen[0][:, 2].all()
+    return
+  # Each query has the third value, times its weight of it.
+  heads = np.array(y @ np.linalg.inv(variables["params"]["out"]["kernel"]))
+  for head in heads[0].reshape(6, 2, 4).swapaxes(0, 1):
+    assert np.linalg.matrix_rank(head, tol=1e-4) == 1
 
 
 def test_a_query_without_a_visible_key_attends_to_all_alike():
   attention = layers.Attention(num_heads=1, head_dim=4)
   x = jax.random.normal(jax.random.key(0), (1, 3, 8))
   mask = jnp.zeros((1, 1, 3, 3), bool)
-  variables = attention.init(
-    jax.random.key(1), x, x, mask, None, deterministic=True
-  )
-  y = attention.apply(variables, x, x, mask, None, deterministic=True)
+  variables = attention.init(jax.random.key(1), x, x, mask, None)
+  y = attention.apply(variables, x, x, mask, None)
   np.testing.assert_allclose(y, jnp.broadcast_to(y[:, :1], y.shape), atol=1e-6)
