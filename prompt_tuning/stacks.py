@@ -6,16 +6,16 @@ Names, shapes, logical axes and numerics are those of T5X's example network.
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import functools
-import operator
+import math
 
 from flax import linen as nn
 import jax
-from jax import ad_checkpoint
+from jax import ad_checkpoint, lax
 from jax.experimental import layout
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
+import numpy as np
 
 from prompt_tuning import (
   flash_attention,
@@ -98,33 +98,47 @@ def _norm(config: T5Config, name: str) -> layers.RMSNorm:
   return layers.RMSNorm(config.dtype, config.param_dtype, name=name)
 
 
-# The dropout of a layer: factors (`layers.dropout_factors`) by place.
-_Dropout = dict[str, Float[Array, "..."]]
+# Dropout: factors (`layers.dropout_factors`) by place, and their shapes.
+_Dropout = dict[str, Float[Array, "B ..."]]
+_Shapes = Mapping[str, tuple[int, ...]]
+_Rng = Key[Array, ""] | None  # None: no dropout.
+
+
+def _rngs(
+  parent: nn.Module, config: T5Config, *, deterministic: bool
+) -> tuple[_Rng, _Rng]:
+  """Returns the rngs of the dropout outside of the layers, and in them."""
+  if deterministic or not config.dropout_rate:
+    return None, None
+  outside, inside = jax.random.split(parent.make_rng("dropout"))
+  return outside, inside
 
 
 def _draw(
-  parent: nn.Module,
-  config: T5Config,
-  shapes: Mapping[str, tuple[int, ...]],
-  *,
-  deterministic: bool,
+  rng: _Rng, config: T5Config, batch: int, shapes: _Shapes
 ) -> _Dropout | None:
-  """Draws dropout by place, for all layers of a stack at once.
+  """Draws dropout by place.
 
-  Drawn layer by layer, it was most of what XLA had to compile.
+  All of it at once: drawn place by place, the random bits were most of what XLA
+  had to compile.
 
   Args:
-    parent: the encoder or decoder, whose rng is used.
+    rng: to draw with; None draws nothing.
     config: the sizes.
-    shapes: of the factors.
-    deterministic: no dropout: draw nothing.
+    batch: number of rows.
+    shapes: of the factors of a row.
   """
-  if deterministic or not config.dropout_rate:
+  if rng is None:
     return None
-  rngs = jax.random.split(parent.make_rng("dropout"), len(shapes))
+  ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+  factors = layers.dropout_factors(
+    rng, config.dropout_rate, (batch, int(ends[-1])), config.dtype
+  )
+  factors = lax.optimization_barrier(factors)  # Or each use draws them again.
+  parts = jnp.split(factors, ends[:-1], axis=1)
   return {
-    place: layers.dropout_factors(rng, config.dropout_rate, shape, config.dtype)
-    for rng, (place, shape) in zip(rngs, shapes.items(), strict=True)
+    place: part.reshape(batch, *shape)
+    for (place, shape), part in zip(shapes.items(), parts, strict=True)
   }
 
 
@@ -259,8 +273,9 @@ def _run_layers(
   num_layers: int,
   apply: _Apply,
   x: Float[Array, "B S D"],
-  dropout: _Dropout | None,
   config: T5Config,
+  rng: _Rng,
+  shapes: _Shapes,
 ) -> Float[Array, "B S D"]:
   """Runs the layers of a stack, submodules of `parent`, one after the other.
 
@@ -273,23 +288,26 @@ def _run_layers(
     num_layers: how many.
     apply: of a layer, its input and its dropout.
     x: input of the first layer.
-    dropout: of all layers, the axis of the layers first.
     config: the sizes.
+    rng: of the dropout in all layers.
+    shapes: of the dropout of a row in one layer.
   """
+  rngs = None if rng is None else jax.random.split(rng, num_layers)
+  draw = lambda rng: _draw(rng, config, x.shape[0], shapes)
   if not parent.is_initializing():
     in_scan = parent.has_variable("params", "layers")
     apply = _rematerialized(apply, config, in_scan=in_scan)
     if in_scan:
       scan = nn.scan(
-        lambda layer, x, dropout: (apply(layer, x, dropout), None),
+        lambda layer, x, rng: (apply(layer, x, draw(rng)), None),
         variable_axes={"params": 0},
         split_rngs={},
         length=num_layers,
       )
-      return scan(layer_type(config, name="layers"), x, dropout)[0]
+      return scan(layer_type(config, name="layers"), x, rngs)[0]
   for i in range(num_layers):
-    own = jax.tree.map(operator.itemgetter(i), dropout)
-    x = apply(layer_type(config, name=f"layers_{i}"), x, own)
+    dropout = draw(None if rngs is None else rngs[i])
+    x = apply(layer_type(config, name=f"layers_{i}"), x, dropout)
   return x
 
 
@@ -324,30 +342,28 @@ def _encode(
   bias = _position_bias(config, bidirectional=True)(x.shape[1])
   # Or XLA makes the batch the minor axis, and each layer transposes twice.
   x = layout.with_layout_constraint(x, layout.Layout((0, 1, 2)))
-  num_layers, (batch, num_positions, _) = config.num_encoder_layers, x.shape
-  features = (batch, 1, config.emb_dim)  # Dropped for all positions at once.
-  draw = functools.partial(_draw, parent, config, deterministic=deterministic)
-  dropout = draw(
-    {
-      "attention": (num_layers, batch, config.num_heads, 1, num_positions),
-      "attention_output": (num_layers, *features),
-      "mlp": (num_layers, batch, 1, config.mlp_dim),
-      "mlp_output": (num_layers, *features),
-    }
-  )
+  features = (1, config.emb_dim)  # Dropped for all positions at once.
   # Of the encoder's output T5X drops single elements, not whole features.
-  ends = draw({"input": features, "output": x.shape})
+  ends = {"input": features, "output": x.shape[1:]}
+  outside, inside = _rngs(parent, config, deterministic=deterministic)
+  dropout = _draw(outside, config, x.shape[0], ends)
   x = _run_layers(
     parent,
     EncoderLayer,
-    num_layers,
+    config.num_encoder_layers,
     lambda layer, x, dropout: layer(x, mask, bias, lengths, dropout),
-    _drop(x, ends, "input"),
-    dropout,
+    _drop(x, dropout, "input"),
     config,
+    inside,
+    {
+      "attention": (config.num_heads, 1, x.shape[1]),
+      "attention_output": features,
+      "mlp": (1, config.mlp_dim),
+      "mlp_output": features,
+    },
   )
   x = _norm(config, "encoder_norm")(x)
-  return _drop(x, ends, "output")
+  return _drop(x, dropout, "output")
 
 
 class Encoder(nn.Module):
@@ -416,27 +432,25 @@ def run_decoder(  # noqa: PLR0913  # As many as the decoder has inputs.
 ) -> Float[Array, "N U V"]:
   """Runs the decoder's layers as submodules of `parent`, which calls this."""
   bias = _position_bias(config, bidirectional=False)(num_positions)
-  num_layers, (rows, num_targets, _) = config.num_decoder_layers, x.shape
-  features = (rows, 1, config.emb_dim)  # Dropped for all positions at once.
-  shapes = {
-    "self_attention": (num_layers, rows, config.num_heads, 1, num_targets),
-    "self_attention_output": (num_layers, *features),
-    "mlp": (num_layers, rows, 1, config.mlp_dim),
-    "mlp_output": (num_layers, *features),
+  features = (1, config.emb_dim)  # Dropped for all positions at once.
+  places = {
+    "self_attention": (config.num_heads, 1, x.shape[1]),
+    "self_attention_output": features,
+    "mlp": (1, config.mlp_dim),
+    "mlp_output": features,
   }
   if encoded is not None:
-    batch, num_keys = encoded.shape[:2]
-    shapes |= {
-      "encoder_attention": (num_layers, batch, config.num_heads, 1, num_keys),
-      "encoder_attention_output": (num_layers, *features),
+    places |= {
+      "encoder_attention": (config.num_heads, 1, encoded.shape[1]),
+      "encoder_attention_output": features,
     }
-  draw = functools.partial(_draw, parent, config, deterministic=deterministic)
-  dropout = draw(shapes)
-  ends = draw({"input": features, "output": features})
+  ends = {"input": features, "output": features}
+  outside, inside = _rngs(parent, config, deterministic=deterministic)
+  dropout = _draw(outside, config, x.shape[0], ends)
   x = _run_layers(
     parent,
     DecoderLayer,
-    num_layers,
+    config.num_decoder_layers,
     lambda layer, x, dropout: layer(
       x,
       encoded,
@@ -447,12 +461,13 @@ def run_decoder(  # noqa: PLR0913  # As many as the decoder has inputs.
       dropout,
       decode=decode,
     ),
-    _drop(x, ends, "input"),
-    dropout,
+    _drop(x, dropout, "input"),
     config,
+    inside,
+    places,
   )
   x = _norm(config, "decoder_norm")(x)
-  x = _drop(x, ends, "output")
+  x = _drop(x, dropout, "output")
   # Logits in float32, for the stability of the softmax.
   if config.logits_via_embedding:
     return embed.attend(x) / jnp.sqrt(x.shape[-1]).astype(jnp.float32)
