@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times an ensemble of prompts in one pass against as many evaluations.
+r"""Times an ensemble of prompts in one pass against as many evaluations.
 
     python benchmarks/ensemble.py --tfds_data_dir=tfds
+    python benchmarks/ensemble.py --cache_dir=rte --size=xl --dtype=bfloat16 \
+      --batch_size=160
 
-RTE's validation split, T5 1.1 small with random weights, float32, prompts of
-100, the labels ranked: the times are those of whole commands, from the start of
-a process to its end, the two sides in turn, and those of the processor, which
-depend less on what else the machine does. On a CPU small batches are fastest.
+RTE's validation split, T5 1.1 with random weights, prompts of 100, the labels
+ranked: the times are those of whole commands, from the start of a process to
+its end, the two sides in turn, and those of the processor, which depend less on
+what else the machine does. On a CPU small batches are fastest.
 """
 
 from collections.abc import Sequence
@@ -19,14 +21,18 @@ import time
 
 from absl import app, flags
 import numpy as np
+import sizes
 
-from prompt_tuning import pretrained, prompt_files, t5
+from prompt_tuning import cache_manifest, prompt_files
 
 TASK = "taskless_super_glue_rte_v102_examples"
 
-_DATA_DIR = flags.DEFINE_string(
-  "tfds_data_dir", None, "Where RTE is.", required=True
+_DATA_DIR = flags.DEFINE_string("tfds_data_dir", None, "Where RTE is.")
+_CACHE_DIR = flags.DEFINE_string(
+  "cache_dir", None, "Or a tokenised cache of RTE, of inputs of 512 tokens."
 )
+_SIZE = flags.DEFINE_enum("size", "small", list(sizes.SIZES), "Of T5 1.1.")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "Of activations and weights.")
 _NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 5, "Of the ensemble.")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Of each side.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 5, "Inputs times prompts.")
@@ -34,14 +40,14 @@ _NUM_BUCKETS = flags.DEFINE_integer("num_buckets", 4, "Lengths of inputs.")
 
 
 def write_files(folder: pathlib.Path) -> list[str]:
-  """Writes a base and prompts of random embeddings; returns these."""
-  params = t5.init_params(t5.Transformer(t5.T5Config()), seed=0)
-  pretrained.save(f"{folder}/base.safetensors", params, 0, {})
-  table = np.asarray(params["token_embedder/embedding"])
+  """Writes a base and random prompts; returns these."""
+  config = sizes.of_dtype(_SIZE.value, _DTYPE.value)
+  sizes.write_base(f"{folder}/base.safetensors", config)
   rng = np.random.default_rng(0)
   paths = [f"{folder}/{i}.safetensors" for i in range(_NUM_PROMPTS.value)]
   for path in paths:
-    prompt_files.save(path, table[rng.choice(5000, 100, replace=False)], {})
+    prompt = rng.normal(size=(100, config.emb_dim)).astype(np.float32)
+    prompt_files.save(path, prompt, {})
   return paths
 
 
@@ -52,20 +58,36 @@ def seconds(folder: pathlib.Path, prompts: Sequence[str]) -> np.ndarray:
     "PROMPT_FILE": list(prompts),
     "EVAL_OUTPUT_DIR": f"{folder}/out",
     "EVAL_MODE": "rank",
-    "MIXTURE_OR_TASK_NAME": TASK,
-    "MIXTURE_OR_TASK_MODULE": "prompt_tuning.tasks.super_glue",
-    "TASK_FEATURE_LENGTHS": {"inputs": 512, "targets": 8},
-    "ACTIVATION_DTYPE": "float32",
+    "ACTIVATION_DTYPE": _DTYPE.value,
     "BATCH_SIZE": _BATCH_SIZE.value,
     "NUM_BUCKETS": _NUM_BUCKETS.value,
   }
-  files = ("models/t5_1_1_small", "runs/seqio", "runs/eval")
+  source = ["--gin_file=gin/runs/from_cache.gin"]
+  if _CACHE_DIR.value:
+    manifest = cache_manifest.read(pathlib.Path(_CACHE_DIR.value))
+    macros |= {
+      "CACHE_DIR": _CACHE_DIR.value,
+      "MIXTURE_OR_TASK_NAME": manifest.task,
+      "TASK_FEATURE_LENGTHS": manifest.feature_lengths,
+    }
+  else:
+    source = [
+      "--gin_file=gin/runs/seqio.gin",
+      f"--tfds_data_dir={_DATA_DIR.value}",
+    ]
+    macros |= {
+      "MIXTURE_OR_TASK_NAME": TASK,
+      "MIXTURE_OR_TASK_MODULE": "prompt_tuning.tasks.super_glue",
+      "TASK_FEATURE_LENGTHS": {"inputs": 512, "targets": 8},
+    }
   command = [
     *(sys.executable, "-m", "prompt_tuning.eval"),
-    *(f"--gin_file=gin/{name}.gin" for name in files),
+    f"--gin_file=gin/models/t5_1_1_{_SIZE.value}.gin",
+    *source,
+    "--gin_file=gin/runs/eval.gin",
     *(f"--gin.{name}={value!r}" for name, value in macros.items()),
     "--gin.VOCABULARY=@vocabularies.english_8k()",  # T5's is a download.
-    f"--tfds_data_dir={_DATA_DIR.value}",
+    f"--gin.t5.T5Config.param_dtype={_DTYPE.value!r}",
   ]
   start = clock()
   subprocess.run(command, check=True, capture_output=True)

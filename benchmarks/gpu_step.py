@@ -37,8 +37,8 @@ from prompt_tuning import (
   optim,
   prompts,
   quantization,
-  stacks,
   t5,
+  t5_config,
   trainer,
 )
 
@@ -161,7 +161,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--dtype", default="bfloat16")
   parser.add_argument("--param_dtype", default="bfloat16")
   parser.add_argument("--attention", default="auto")
-  parser.add_argument("--remat", choices=stacks.REMAT, default="none")
+  parser.add_argument("--remat", choices=t5_config.REMAT, default="none")
   parser.add_argument(
     "--quantization", choices=quantization.KINDS, default="none"
   )

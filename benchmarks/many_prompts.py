@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times a training command of K prompts against K commands of one prompt.
+r"""Times a training command of K prompts against K commands of one prompt.
 
     python benchmarks/many_prompts.py
+    python benchmarks/many_prompts.py --size=xl --dtype=bfloat16 \
+      --batch_size=32 --inputs=512 --prompt=100
 
-T5 1.1 small with random weights, float32, dropout 0.1, prompt 20, batch 4, 64
-input and 8 target tokens, as in train_step.py. Both train 200 steps and then
-evaluate 32 rows. Peak memory is that of a process; the time of a step is that
-of the last half of the steps.
+T5 1.1 with random weights, dropout 0.1. Unless told otherwise small in float32,
+prompt 20, batch 4, 64 input and 8 target tokens, as in train_step.py. Both
+sides train 200 steps and then evaluate 32 rows. Peak memory is that of a
+process, on the host; the time of a step is that of the last half of the steps.
 """
 
 import argparse
@@ -22,35 +24,40 @@ import time
 
 ROOT = pathlib.Path(__file__).parents[1]
 FLAGS = (
-  "--gin_file=gin/models/t5_1_1_small.gin",
   "--gin_file=gin/prompts/random_uniform.gin",
   "--gin_file=gin/runs/prompt_finetune.gin",
   "--gin_file=gin/runs/own_data.gin",
   "--gin.VOCABULARY=@vocabularies.english_8k()",
   "--gin.INPUT_TEMPLATE='{text}'",
   "--gin.LABELS=['yes', 'no']",
-  "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 8}",
   "--gin.INITIAL_CHECKPOINT_PATH=None",
-  "--gin.ACTIVATION_DTYPE='float32'",
-  "--gin.PROMPT_LENGTH=20",
-  "--gin.BATCH_SIZE=4",
 )
 
 
 def write_rows(path: pathlib.Path, num_rows: int) -> None:
-  """Writes rows of more than 64 tokens."""
+  """Writes rows of more than 512 tokens."""
   rng = random.Random(num_rows)
   words = ["river", "stone", "light", "music", "paper", "garden", "window"]
   with open(path, "w", encoding="utf-8") as file:
     for _ in range(num_rows):
-      text = " ".join(rng.choices(words, k=80))
+      text = " ".join(rng.choices(words, k=600))
       row = {"text": text, "label": rng.choice(["yes", "no"])}
       file.write(f"{json.dumps(row)}\n")
 
 
-def measure(folder: pathlib.Path, seeds: str, num_steps: int) -> list[float]:
+def measure(
+  folder: pathlib.Path, seeds: str, args: argparse.Namespace
+) -> list[float]:
   """Runs a training command: wall, processor and step seconds, peak MiB."""
+  num_steps = args.steps
   flags = (
+    f"--gin_file=gin/models/t5_1_1_{args.size}.gin",
+    *FLAGS,
+    f"--gin.ACTIVATION_DTYPE='{args.dtype}'",
+    f"--gin.t5.T5Config.param_dtype='{args.dtype}'",
+    f"--gin.TASK_FEATURE_LENGTHS={{'inputs': {args.inputs}, 'targets': 8}}",
+    f"--gin.PROMPT_LENGTH={args.prompt}",
+    f"--gin.BATCH_SIZE={args.batch_size}",
     f"--gin.MODEL_DIR='{folder}/{seeds}'",
     f"--gin.TRAIN_FILE='{folder}/train.jsonl'",
     f"--gin.VALIDATION_FILE='{folder}/validation.jsonl'",
@@ -59,7 +66,7 @@ def measure(folder: pathlib.Path, seeds: str, num_steps: int) -> list[float]:
     f"--gin.EVAL_PERIOD={num_steps}",
     f"--gin.loop.LoopConfig.log_period={num_steps // 2}",
   )
-  command = [sys.executable, "-m", "prompt_tuning.train", *FLAGS, *flags]
+  command = [sys.executable, "-m", "prompt_tuning.train", *flags]
   started = time.monotonic()
   with open(folder / "output", "w+", encoding="utf-8") as output:
     process = subprocess.Popen(
@@ -79,6 +86,11 @@ def measure(folder: pathlib.Path, seeds: str, num_steps: int) -> list[float]:
 def main() -> None:
   """Prints a line a command, and the ratios of their sums."""
   parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--size", default="small")
+  parser.add_argument("--dtype", default="float32")
+  parser.add_argument("--inputs", type=int, default=64)
+  parser.add_argument("--prompt", type=int, default=20)
+  parser.add_argument("--batch_size", type=int, default=4)
   parser.add_argument("--trials", type=int, default=3)
   parser.add_argument("--steps", type=int, default=200)
   args = parser.parse_args()
@@ -91,10 +103,10 @@ def main() -> None:
     write_rows(folder / "train.jsonl", 1000)
     write_rows(folder / "validation.jsonl", 32)
     seeds = [str(seed) for seed in range(args.trials)]
-    together = measure(folder, ", ".join(seeds), args.steps)
+    together = measure(folder, ", ".join(seeds), args)
     print(title.format("together", *together), flush=True)
     for seed in seeds:
-      alone.append(measure(folder, seed, args.steps))
+      alone.append(measure(folder, seed, args))
       print(title.format(f"seed {seed}", *alone[-1]), flush=True)
   sums = [sum(x) for x in zip(*alone, strict=True)]
   names = ("wall", "processor", "step")

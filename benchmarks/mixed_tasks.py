@@ -3,33 +3,35 @@
 
     python benchmarks/mixed_tasks.py
 
-T5 1.1 small with random weights, float32, greedy. The same texts are answered
-in batches where all rows have one prompt of 100 positions, where each has one
-of several tasks' prompts of that length, and where these differ in length. The
-three take turns; each figure is a median over the turns, the ratios too.
+    python benchmarks/mixed_tasks.py --size=xl --dtype=bfloat16 --batch_size=32
+
+T5 1.1 with random weights, greedy. The same texts are answered in batches where
+all rows have one prompt of 100 positions, where each has one of several tasks'
+prompts of that length, and where these differ in length. The three take turns;
+each figure is a median over the turns, the ratios too.
 """
 
 import argparse
 from collections.abc import Sequence
-import pathlib
 import statistics
 import tempfile
 import time
 
 import numpy as np
+import sizes
 
-from prompt_tuning import inference, pretrained, prompt_files, t5
+from prompt_tuning import inference, prompt_files, t5
+from prompt_tuning import prompts as prompt_lib
 from prompt_tuning import vocabulary as vocabulary_lib
 
 NUM_TASKS = 8
 LENGTH = 100
 
 
-def load(folder: str) -> inference.Model:
+def load(folder: str, config: t5.T5Config) -> inference.Model:
   """Writes a random base and its prompts, and loads them as a user would."""
-  params = t5.init_params(t5.Transformer(t5.T5Config()), seed=0)
   base = f"{folder}/base.safetensors"
-  pretrained.save(base, params, 0, {})
+  sizes.write_base(base, config)
   rng = np.random.default_rng(0)
   prompts = {}
   for i in range(NUM_TASKS):
@@ -37,10 +39,15 @@ def load(folder: str) -> inference.Model:
     lengths = {"equal": LENGTH, "unequal": LENGTH - 10 * (NUM_TASKS - 1 - i)}
     for kind, length in lengths.items():
       prompts[f"{kind}_{i}"] = f"{folder}/{kind}_{i}.safetensors"
-      prompt = rng.normal(size=(length, 512)).astype(np.float32)
+      prompt = rng.normal(size=(length, config.emb_dim)).astype(np.float32)
       prompt_files.save(prompts[f"{kind}_{i}"], prompt, {})
-  vocabulary = vocabulary_lib.from_bytes(32000)
-  return inference.load(base, vocabulary=vocabulary, prompts=prompts)
+  vocabulary = vocabulary_lib.from_bytes(config.vocab_size)
+  return inference.load(
+    base,
+    vocabulary=vocabulary,
+    prompts=prompts,
+    network=t5.Transformer(config, prompt_lib.PromptConfig()),
+  )
 
 
 def seconds(
@@ -58,6 +65,8 @@ def seconds(
 def main() -> None:
   """Measures the three kinds of batch in turn and prints their medians."""
   parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--size", choices=sizes.SIZES, default="small")
+  parser.add_argument("--dtype", default="float32")
   parser.add_argument("--repetitions", type=int, default=9)
   parser.add_argument("--batches", type=int, default=2)
   parser.add_argument("--batch_size", type=int, default=16)
@@ -73,7 +82,7 @@ def main() -> None:
     "mixed lengths": [f"unequal_{i % NUM_TASKS}" for i in range(num_texts)],
   }
   with tempfile.TemporaryDirectory() as folder:
-    model = load(str(pathlib.Path(folder)))
+    model = load(folder, sizes.of_dtype(args.size, args.dtype))
   for chosen in names.values():  # Compiles.
     seconds(model, texts, chosen, config)
   times: dict[str, list[float]] = {kind: [] for kind in names}

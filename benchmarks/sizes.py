@@ -2,11 +2,12 @@
 """The sizes of T5 1.1 that benchmarks measure, and what a step costs them."""
 
 from collections.abc import Mapping
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning import prompt_files, t5
+from prompt_tuning import pretrained, prompt_files, t5
 
 SIZES = {
   "tiny": t5.T5Config(
@@ -57,6 +58,14 @@ SIZES = {
 }
 
 
+def of_dtype(size: str, dtype: str) -> t5.T5Config:
+  """Returns a size, its activations and weights in one dtype."""
+  dtype = jnp.dtype(dtype)
+  return dataclasses.replace(
+    SIZES[size], dtype=dtype, param_dtype=dtype, attention="auto"
+  )
+
+
 def random_params(
   model: t5.Transformer,
   places: Mapping[str, jax.sharding.Sharding] | None = None,
@@ -77,6 +86,11 @@ def random_params(
       drawn, None if places is None else places[name]
     )
   return result
+
+
+def write_base(path: str, config: t5.T5Config) -> None:
+  """Writes a base of random weights, as `random_params` draws them."""
+  pretrained.save(path, random_params(t5.Transformer(config)), 0, {})
 
 
 def step_flops(

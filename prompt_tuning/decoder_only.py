@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
-from prompt_tuning import decoding, layers, prompts, stacks
+from prompt_tuning import decoding, layers, prompts, stacks, t5_config
 
 # int32 `[B,T]`: `decoder_target_tokens`; `decoder_input_tokens`, the same
 # shifted to the right; `decoder_causal_attention`, 1 on the 0 in front and on
@@ -40,7 +40,7 @@ class Decoder(nn.Module):
     prompt: produces the prompt and joins it to the sequence.
   """
 
-  config: stacks.T5Config
+  config: t5_config.T5Config
   prompt: prompts.JoinedPrompt
 
   @nn.compact
@@ -107,7 +107,7 @@ class DecoderOnly(nn.Module):
     ValueError: for a prompt between input and target.
   """
 
-  config: stacks.T5Config
+  config: t5_config.T5Config
   prompt: prompts.PromptConfig
   is_prefix_lm: bool = True
 

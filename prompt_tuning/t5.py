@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from prompt_tuning import flash_attention, layers, prompts, stacks
-from prompt_tuning.stacks import T5Config
+from prompt_tuning.t5_config import T5Config
 
 __all__ = ["T5Config", "Transformer", "init_params", "param_shapes"]
 

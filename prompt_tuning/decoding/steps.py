@@ -8,7 +8,7 @@ from flax import traverse_util
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from prompt_tuning import layers, t5
+from prompt_tuning import attention, t5
 
 EOS = 1
 
@@ -166,4 +166,4 @@ def force(
   """Leaves one choice, of probability 1, where a token is not 0."""
   is_other = jnp.arange(logits.shape[1])[None, :] != tokens[:, None]
   is_barred = is_other & (tokens > 0)[:, None]
-  return jnp.where(is_barred, layers.MASKED_LOGIT, logits)
+  return jnp.where(is_barred, attention.MASKED_LOGIT, logits)
