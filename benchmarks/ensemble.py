@@ -29,7 +29,10 @@ TASK = "taskless_super_glue_rte_v102_examples"
 
 _DATA_DIR = flags.DEFINE_string("tfds_data_dir", None, "Where RTE is.")
 _CACHE_DIR = flags.DEFINE_string(
-  "cache_dir", None, "Or a tokenised cache of RTE, of inputs of 512 tokens."
+  "cache_dir", None, "Or a tokenised cache of RTE."
+)
+flags.mark_flags_as_mutual_exclusive(
+  ["tfds_data_dir", "cache_dir"], required=True
 )
 _SIZE = flags.DEFINE_enum("size", "small", list(sizes.SIZES), "Of T5 1.1.")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Of activations and weights.")
@@ -62,8 +65,8 @@ def seconds(folder: pathlib.Path, prompts: Sequence[str]) -> np.ndarray:
     "BATCH_SIZE": _BATCH_SIZE.value,
     "NUM_BUCKETS": _NUM_BUCKETS.value,
   }
-  source = ["--gin_file=gin/runs/from_cache.gin"]
   if _CACHE_DIR.value:
+    source = ["--gin_file=gin/runs/from_cache.gin"]
     manifest = cache_manifest.read(pathlib.Path(_CACHE_DIR.value))
     macros |= {
       "CACHE_DIR": _CACHE_DIR.value,

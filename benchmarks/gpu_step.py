@@ -9,8 +9,8 @@ batch 32, dropout 0.1: `trainer.train_step` with the switches that a run has
 one step is in flight while the next is called; the time of a step is the median
 of `--steps`. The share is of the rate of an 8192-cubed bfloat16 product,
 measured behind it. `--trained=all` is a step of pretraining, with float32
-weights and no prompt. `--peer` also runs `peer_step.py`, if torch is installed,
-and tells how many times longer a step of transformers with PEFT takes.
+weights and no prompt. `--peer` also runs `peer_step.py`, which needs torch, and
+tells how many times longer a step of transformers with PEFT takes.
 Each size is a process of its own, so that the peak of memory is its own.
 """
 
@@ -206,6 +206,8 @@ def main() -> None:
   if args.child:
     print(json.dumps(measure(args.child, args)))
     return
+  if args.peer and (args.trained, args.dtype) != ("prompt", "bfloat16"):
+    parser.error("the peer trains a prompt, in bfloat16")
   title = True
   for size in args.sizes.split(","):
     found = measure_apart("gpu_step.py", *sys.argv[1:], f"--child={size}")

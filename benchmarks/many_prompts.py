@@ -34,13 +34,13 @@ FLAGS = (
 )
 
 
-def write_rows(path: pathlib.Path, num_rows: int) -> None:
-  """Writes rows of more than 512 tokens."""
+def write_rows(path: pathlib.Path, num_rows: int, num_words: int) -> None:
+  """Writes rows of so many words, of a token or more each."""
   rng = random.Random(num_rows)
   words = ["river", "stone", "light", "music", "paper", "garden", "window"]
   with open(path, "w", encoding="utf-8") as file:
     for _ in range(num_rows):
-      text = " ".join(rng.choices(words, k=600))
+      text = " ".join(rng.choices(words, k=num_words))
       row = {"text": text, "label": rng.choice(["yes", "no"])}
       file.write(f"{json.dumps(row)}\n")
 
@@ -100,8 +100,8 @@ def main() -> None:
   alone = []
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    write_rows(folder / "train.jsonl", 1000)
-    write_rows(folder / "validation.jsonl", 32)
+    write_rows(folder / "train.jsonl", 1000, args.inputs + 16)
+    write_rows(folder / "validation.jsonl", 32, args.inputs + 16)
     seeds = [str(seed) for seed in range(args.trials)]
     together = measure(folder, ", ".join(seeds), args)
     print(title.format("together", *together), flush=True)

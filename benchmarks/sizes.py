@@ -59,7 +59,7 @@ SIZES = {
 
 
 def of_dtype(size: str, dtype: str) -> t5.T5Config:
-  """Returns a size, its activations and weights in one dtype."""
+  """Returns a size as a run has it, activations and weights in one dtype."""
   dtype = jnp.dtype(dtype)
   return dataclasses.replace(
     SIZES[size], dtype=dtype, param_dtype=dtype, attention="auto"

@@ -11,11 +11,11 @@ import math
 
 from flax import linen as nn
 import jax
-from jax import lax
+from jax import ad_checkpoint, lax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt32
 import numpy as np
 
 # By place, and what shape a row has there: 1 for an axis whose features are all
@@ -23,7 +23,12 @@ import numpy as np
 Factors = dict[str, Float[Array, "B ..."]]
 Shapes = Mapping[str, tuple[int, ...]]
 
-Rng = Key[Array, ""] | None  # None: no dropout.
+# None: no dropout. T5X has rngs of the old kind.
+Rng = Key[Array, ""] | UInt32[Array, "2"] | None
+
+# Of the factors, for `jax.checkpoint`: drawing them twice takes longer than to
+# keep them.
+NAME = "dropout"
 
 
 def rngs(
@@ -37,27 +42,31 @@ def rngs(
 
 
 def draw(
-  rng: Rng, rate: float, batch: int, shapes: Shapes, dtype: DTypeLike
+  rng: Rng, shapes: Shapes, *, num_rows: int, rate: float, dtype: DTypeLike
 ) -> Factors | None:
   """Draws the factors of several places.
 
   Args:
     rng: to draw with; None draws nothing.
-    rate: share of the factors that are 0; the others are 1 / (1 - rate).
-    batch: number of rows, B.
     shapes: of the factors of a row.
+    num_rows: B.
+    rate: share of the factors that are 0; the others are 1 / (1 - rate).
     dtype: of the factors.
+
+  Returns:
+    `dtype[B, *shape]` by place.
   """
   if rng is None:
     return None
-  ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
-  is_kept = jax.random.bernoulli(rng, 1.0 - rate, (batch, int(ends[-1])))
+  offsets = np.cumsum([math.prod(shape) for shape in shapes.values()])
+  is_kept = jax.random.bernoulli(rng, 1.0 - rate, (num_rows, int(offsets[-1])))
   kept = 1.0 / (1.0 - rate) if rate < 1.0 else 0.0
   factors = jnp.where(is_kept, kept, 0.0).astype(dtype)
   factors = lax.optimization_barrier(factors)  # Or each use draws them again.
-  parts = [_whole(part) for part in jnp.split(factors, ends[:-1], axis=1)]
+  factors = ad_checkpoint.checkpoint_name(factors, NAME)
+  parts = [_whole(part) for part in jnp.split(factors, offsets[:-1], axis=1)]
   return {
-    place: part.reshape(batch, *shape)
+    place: part.reshape(num_rows, *shape)
     for (place, shape), part in zip(shapes.items(), parts, strict=True)
   }
 
@@ -66,7 +75,8 @@ def _whole(part: Float[Array, "B N"]) -> Float[Array, "B N"]:
   """Lets each device draw all of its rows' factors.
 
   Those of features that are divided would otherwise be cut out of a whole that
-  is divided elsewhere, and have to move.
+  is divided elsewhere, and have to move. T5X's mesh is not seen here: there
+  they do.
   """
   if AxisType.Auto not in jax.sharding.get_abstract_mesh().axis_types:
     return part
@@ -74,8 +84,13 @@ def _whole(part: Float[Array, "B N"]) -> Float[Array, "B N"]:
   return lax.with_sharding_constraint(part, spec)
 
 
+def at(factors: Factors | None, place: str) -> Float[Array, "B ..."] | None:
+  """Returns the factors of a place, if anything was drawn."""
+  return None if factors is None else factors[place]
+
+
 def drop(
   x: Float[Array, "B S D"], factors: Factors | None, place: str
 ) -> Float[Array, "B S D"]:
-  """Drops features, if anything was drawn."""
+  """Drops features by `[B, 1, D]` or `[B, S, D]`, if anything was drawn."""
   return x if factors is None else x * factors[place]

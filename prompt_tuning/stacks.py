@@ -4,11 +4,7 @@
 Names, shapes, logical axes and numerics are those of T5X's example network.
 """
 
-from collections.abc import Callable
-import functools
-
 from flax import linen as nn
-import jax
 from jax import ad_checkpoint
 from jax.experimental import layout
 import jax.numpy as jnp
@@ -17,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from prompt_tuning import (
   attention,
   dropout,
-  flash_attention,
+  layer_loop,
   layers,
   prompts,
   relative_position,
@@ -65,8 +61,8 @@ def _position_bias(
 
 
 def _keep(x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-  """Names the sum of a layer's residual branch, for `_rematerialized`."""
-  return ad_checkpoint.checkpoint_name(x, "residual")
+  """Names the sum of a layer's residual branch, for `layer_loop`."""
+  return ad_checkpoint.checkpoint_name(x, layer_loop.RESIDUAL)
 
 
 class EncoderLayer(nn.Module):
@@ -81,17 +77,32 @@ class EncoderLayer(nn.Module):
     mask: Bool[Array, "B 1 S S"] | None,
     bias: Float[Array, "1 H S S"],
     lengths: Int[Array, " B"] | None,
-    factors: dropout.Factors | None,
+    rng: dropout.Rng,
   ) -> Float[Array, "B S D"]:
     """Applies the layer; see `attention.Attention` for the arguments."""
-    config, places = self.config, factors or {}
+    config, (num_rows, num_positions, _) = self.config, x.shape
+    features = (1, config.emb_dim)  # Dropped for all positions at once.
+    factors = dropout.draw(
+      rng,
+      {
+        "attention": (config.num_heads, 1, num_positions),
+        "attention_output": features,
+        "mlp": (1, config.mlp_dim),
+        "mlp_output": features,
+      },
+      num_rows=num_rows,
+      rate=config.dropout_rate,
+      dtype=config.dtype,
+    )
     y = _norm(config, "pre_attention_layer_norm")(x)
     y = _attention(config, "attention")(
-      y, y, mask, bias, lengths=lengths, dropout=places.get("attention")
+      *(y, y, mask, bias),
+      lengths=lengths,
+      dropout=dropout.at(factors, "attention"),
     )
     x = _keep(x + dropout.drop(y, factors, "attention_output"))
     y = _norm(config, "pre_mlp_layer_norm")(x)
-    y = _mlp(config)(y, places.get("mlp"))
+    y = _mlp(config)(y, dropout.at(factors, "mlp"))
     return x + dropout.drop(y, factors, "mlp_output")
 
 
@@ -112,18 +123,41 @@ class DecoderLayer(nn.Module):
     encoder_decoder_mask: Bool[Array, "B 1 #U S"] | None,
     bias: Float[Array, "1 H M M"],
     lengths: Int[Array, " B"] | None,
-    factors: dropout.Factors | None,
+    rng: dropout.Rng,
     *,
     decode: bool = False,
   ) -> Float[Array, "N U D"]:
     """Applies the layer; `lengths` are those of the encoder's rows.
 
-    While decoding, several rows in a row may belong to one encoded input.
+    While decoding, several rows in a row may belong to one encoded input, and
+    there is no dropout.
     """
-    config, places = self.config, factors or {}
+    config, (num_rows, num_targets, _) = self.config, x.shape
+    assert rng is None or not decode, "decoding has no dropout"
+    features = (1, config.emb_dim)  # Dropped for all positions at once.
+    shapes = {
+      "self_attention": (config.num_heads, 1, num_targets),
+      "self_attention_output": features,
+      "mlp": (1, config.mlp_dim),
+      "mlp_output": features,
+    }
+    if encoded is not None:
+      shapes |= {
+        "encoder_decoder_attention": (config.num_heads, 1, encoded.shape[1]),
+        "encoder_decoder_attention_output": features,
+      }
+    factors = dropout.draw(
+      rng,
+      shapes,
+      num_rows=num_rows,
+      rate=config.dropout_rate,
+      dtype=config.dtype,
+    )
     y = _norm(config, "pre_self_attention_layer_norm")(x)
     y = _attention(config, "self_attention")(
-      *(y, y, mask, bias), dropout=places.get("self_attention"), decode=decode
+      *(y, y, mask, bias),
+      dropout=dropout.at(factors, "self_attention"),
+      decode=decode,
     )
     x = _keep(x + dropout.drop(y, factors, "self_attention_output"))
     if encoded is not None:
@@ -135,83 +169,15 @@ class DecoderLayer(nn.Module):
         encoder_decoder_mask,
         None,
         lengths=lengths,
-        dropout=places.get("encoder_attention"),
+        dropout=dropout.at(factors, "encoder_decoder_attention"),
         keep=decode,
       ).reshape(y.shape)
-      x = _keep(x + dropout.drop(y, factors, "encoder_attention_output"))
-    y = _norm(config, "pre_mlp_layer_norm")(x)
-    y = _mlp(config)(y, places.get("mlp"))
-    return x + dropout.drop(y, factors, "mlp_output")
-
-
-# A layer, its input and its dropout -> its output.
-_Apply = Callable[..., Float[Array, "B S D"]]
-
-
-def _run_layers(
-  parent: nn.Module,
-  layer_type: type[nn.Module],
-  num_layers: int,
-  apply: _Apply,
-  x: Float[Array, "B S D"],
-  config: T5Config,
-  rng: dropout.Rng,
-  shapes: dropout.Shapes,
-) -> Float[Array, "B S D"]:
-  """Runs the layers of a stack, submodules of `parent`, one after the other.
-
-  They are scanned where `parent` has their parameters stacked; see
-  `layer_stacking`.
-
-  Args:
-    parent: the encoder or decoder.
-    layer_type: of the layers.
-    num_layers: how many.
-    apply: of a layer, its input and its dropout.
-    x: input of the first layer.
-    config: the sizes.
-    rng: of the dropout in all layers.
-    shapes: of the dropout of a row in one layer.
-  """
-  rngs = None if rng is None else jax.random.split(rng, num_layers)
-  draw = functools.partial(
-    dropout.draw,
-    rate=config.dropout_rate,
-    batch=x.shape[0],
-    shapes=shapes,
-    dtype=config.dtype,
-  )
-  if not parent.is_initializing():
-    in_scan = parent.has_variable("params", "layers")
-    apply = _rematerialized(apply, config, in_scan=in_scan)
-    if in_scan:
-      scan = nn.scan(
-        lambda layer, x, rng: (apply(layer, x, draw(rng)), None),
-        variable_axes={"params": 0},
-        split_rngs={},
-        length=num_layers,
+      x = _keep(
+        x + dropout.drop(y, factors, "encoder_decoder_attention_output")
       )
-      return scan(layer_type(config, name="layers"), x, rngs)[0]
-  for i in range(num_layers):
-    factors = draw(None if rngs is None else rngs[i])
-    x = apply(layer_type(config, name=f"layers_{i}"), x, factors)
-  return x
-
-
-def _rematerialized(
-  apply: _Apply, config: T5Config, *, in_scan: bool
-) -> _Apply:
-  """Lets the backward pass of a layer compute again what it does not keep."""
-  if config.remat == "none":
-    return apply
-  policy = None
-  if config.remat == "minimal":
-    policy = jax.checkpoint_policies.save_only_these_names(
-      "residual",
-      *layers.PRODUCTS,
-      *flash_attention.KEPT,
-    )
-  return nn.remat(apply, policy=policy, prevent_cse=not in_scan)
+    y = _norm(config, "pre_mlp_layer_norm")(x)
+    y = _mlp(config)(y, dropout.at(factors, "mlp"))
+    return x + dropout.drop(y, factors, "mlp_output")
 
 
 def _encode(
@@ -227,32 +193,28 @@ def _encode(
   if lengths is not None:
     mask = None  # They say what it does.
     # Or XLA makes the batch the minor axis on a GPU, and each layer transposes
-    # twice. Elsewhere it does not, but would gather the batch for this.
+    # twice. For a CPU it does not, and would gather the batch for this.
     x = layout.with_layout_constraint(x, layout.Layout((0, 1, 2)))
   bias = _position_bias(config, bidirectional=True)(x.shape[1])
-  features = (1, config.emb_dim)  # Dropped for all positions at once.
-  # Of the encoder's output T5X drops single elements, not whole features.
-  ends = {"input": features, "output": x.shape[1:]}
   around, inside = dropout.rngs(
     parent, config.dropout_rate, deterministic=deterministic
   )
   factors = dropout.draw(
-    around, config.dropout_rate, x.shape[0], ends, config.dtype
+    around,
+    # Of the encoder's output T5X drops single elements, not whole features.
+    {"input": (1, config.emb_dim), "output": x.shape[1:]},
+    num_rows=x.shape[0],
+    rate=config.dropout_rate,
+    dtype=config.dtype,
   )
-  x = _run_layers(
+  x = layer_loop.run_layers(
     parent,
     EncoderLayer,
     config.num_encoder_layers,
-    lambda layer, x, factors: layer(x, mask, bias, lengths, factors),
+    lambda layer, x, rng: layer(x, mask, bias, lengths, rng),
     dropout.drop(x, factors, "input"),
     config,
     inside,
-    {
-      "attention": (config.num_heads, 1, x.shape[1]),
-      "attention_output": features,
-      "mlp": (1, config.mlp_dim),
-      "mlp_output": features,
-    },
   )
   x = _norm(config, "encoder_norm")(x)
   return dropout.drop(x, factors, "output")
@@ -324,43 +286,33 @@ def run_decoder(  # noqa: PLR0913  # As many as the decoder has inputs.
 ) -> Float[Array, "N U V"]:
   """Runs the decoder's layers as submodules of `parent`, which calls this."""
   bias = _position_bias(config, bidirectional=False)(num_positions)
-  features = (1, config.emb_dim)  # Dropped for all positions at once.
-  places = {
-    "self_attention": (config.num_heads, 1, x.shape[1]),
-    "self_attention_output": features,
-    "mlp": (1, config.mlp_dim),
-    "mlp_output": features,
-  }
-  if encoded is not None:
-    places |= {
-      "encoder_attention": (config.num_heads, 1, encoded.shape[1]),
-      "encoder_attention_output": features,
-    }
-  ends = {"input": features, "output": features}
   around, inside = dropout.rngs(
     parent, config.dropout_rate, deterministic=deterministic
   )
   factors = dropout.draw(
-    around, config.dropout_rate, x.shape[0], ends, config.dtype
+    around,
+    {"input": (1, config.emb_dim), "output": (1, config.emb_dim)},
+    num_rows=x.shape[0],
+    rate=config.dropout_rate,
+    dtype=config.dtype,
   )
-  x = _run_layers(
+  x = layer_loop.run_layers(
     parent,
     DecoderLayer,
     config.num_decoder_layers,
-    lambda layer, x, factors: layer(
+    lambda layer, x, rng: layer(
       x,
       encoded,
       mask,
       encoder_decoder_mask,
       bias,
       lengths,
-      factors,
+      rng,
       decode=decode,
     ),
     dropout.drop(x, factors, "input"),
     config,
     inside,
-    places,
   )
   x = _norm(config, "decoder_norm")(x)
   x = dropout.drop(x, factors, "output")

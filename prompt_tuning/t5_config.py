@@ -37,8 +37,8 @@ class T5Config:
       can run. Rows whose padding is not all at the end, packed ones and prompts
       with a visibility of their own are computed plainly whatever is set.
     remat: what a layer keeps for the backward pass: "none", whatever XLA
-      chooses; "minimal", the results of products alone; "full", its input
-      alone, so that it is computed twice.
+      chooses; "minimal", the results of products and its dropout alone; "full",
+      its input and its dropout, so that it is computed twice.
     quantization: of frozen kernels: "int8" or "float8" to store them in 8 bits,
       "float8_products" to multiply in 8 bits too; see `quantization`.
     dtype: dtype of the activations; logits are float32 always.

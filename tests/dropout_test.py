@@ -7,8 +7,10 @@ from prompt_tuning import dropout
 
 
 def draw(rate):
-  shapes = {"features": (1, 50), "heads": (4, 1, 30)}
-  return dropout.draw(jax.random.key(0), rate, 20, shapes, jnp.float32)
+  shapes = {"features": (1, 50), "heads": (4, 1, 30), "more": (1, 50)}
+  return dropout.draw(
+    jax.random.key(0), shapes, num_rows=20, rate=rate, dtype=jnp.float32
+  )
 
 
 def test_factors_are_drawn_by_place_and_keep_the_mean():
@@ -20,11 +22,21 @@ def test_factors_are_drawn_by_place_and_keep_the_mean():
     np.testing.assert_allclose(x.mean(), 1, atol=0.05)
 
 
+def test_every_row_and_place_drops_others():
+  found = draw(0.5)
+  assert len(np.unique(np.asarray(found["features"])[:, 0], axis=0)) == 20
+  assert (found["features"] != found["more"]).any()
+
+
 def test_a_rate_of_1_drops_all():
   assert not any(x.any() for x in draw(1.0).values())
 
 
 def test_no_rng_drops_nothing():
   x = jnp.ones((1, 2, 3))
-  assert dropout.draw(None, 0.5, 1, {"x": (1, 3)}, jnp.float32) is None
+  factors = dropout.draw(
+    None, {"x": (1, 3)}, num_rows=1, rate=0.5, dtype=jnp.float32
+  )
+  assert factors is None
+  assert dropout.at(factors, "x") is None
   assert dropout.drop(x, None, "x") is x

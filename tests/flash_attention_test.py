@@ -68,9 +68,7 @@ def with_kernel(model):
   return model.clone(config=config)
 
 
-@pytest.mark.parametrize(
-  "dropout_rate", [0.0, pytest.param(0.3, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("dropout_rate", [0.0, 0.3])
 def test_loss_and_gradient_are_those_of_plain_attention(
   kernel, prompted, tiny_batch, dropout_rate
 ):

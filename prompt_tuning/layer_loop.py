@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layers of a stack, one after the other, and what they keep."""
+
+from collections.abc import Callable
+
+from flax import linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from prompt_tuning import dropout, flash_attention, layers
+from prompt_tuning.t5_config import T5Config
+
+# The sum of a layer's residual branch; a name for `jax.checkpoint`.
+RESIDUAL = "residual"
+
+# A layer, its input and the rng of its dropout -> its output.
+_Apply = Callable[..., Float[Array, "B S D"]]
+
+
+def run_layers(
+  parent: nn.Module,
+  layer_type: type[nn.Module],
+  num_layers: int,
+  apply: _Apply,
+  x: Float[Array, "B S D"],
+  config: T5Config,
+  rng: dropout.Rng,
+) -> Float[Array, "B S D"]:
+  """Runs the layers of a stack, submodules of `parent`, one after the other.
+
+  They are scanned where `parent` has their parameters stacked; see
+  `layer_stacking`.
+
+  Args:
+    parent: the encoder or decoder.
+    layer_type: of the layers.
+    num_layers: how many.
+    apply: of a layer, its input and the rng of its dropout.
+    x: input of the first layer.
+    config: the sizes.
+    rng: of the dropout in all layers.
+  """
+  rngs = None if rng is None else jax.random.split(rng, num_layers)
+  if not parent.is_initializing():
+    in_scan = parent.has_variable("params", "layers")
+    apply = _rematerialized(apply, config, in_scan=in_scan)
+    if in_scan:
+      scan = nn.scan(
+        lambda layer, x, rng: (apply(layer, x, rng), None),
+        variable_axes={"params": 0},
+        split_rngs={},
+        length=num_layers,
+      )
+      return scan(layer_type(config, name="layers"), x, rngs)[0]
+  for i in range(num_layers):
+    own = None if rngs is None else rngs[i]
+    x = apply(layer_type(config, name=f"layers_{i}"), x, own)
+  return x
+
+
+def _rematerialized(
+  apply: _Apply, config: T5Config, *, in_scan: bool
+) -> _Apply:
+  """Lets the backward pass of a layer compute again what it does not keep."""
+  if config.remat == "none":
+    return apply
+  kept = [dropout.NAME]
+  if config.remat == "minimal":
+    kept += [RESIDUAL, *layers.PRODUCTS, *flash_attention.KEPT]
+  policy = jax.checkpoint_policies.save_only_these_names(*kept)
+  return nn.remat(apply, policy=policy, prevent_cse=not in_scan)
