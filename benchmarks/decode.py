@@ -10,7 +10,6 @@ torch is not. Each figure is the median of `--repeats`, waited for each time.
 
 import argparse
 from collections.abc import Callable
-import dataclasses
 import statistics
 import time
 
@@ -34,17 +33,10 @@ def median_ms(call: Callable[[], object], repeats: int) -> float:
   return 1e3 * statistics.median(seconds[2:])
 
 
-def ours(
-  size: str, batch_sizes: list[int], repeats: int, attention: str = "auto"
-) -> list[float]:
+def ours(size: str, batch_sizes: list[int], repeats: int) -> list[float]:
   """Times our own greedy decoding."""
   model = t5.Transformer(
-    dataclasses.replace(
-      sizes.SIZES[size],
-      dtype=jnp.bfloat16,
-      param_dtype=jnp.bfloat16,
-      attention=attention,
-    ),
+    sizes.of_dtype(size, "bfloat16"),
     prompt=prompts.PromptConfig(length=PROMPT_LENGTH),
   )
   params = sizes.random_params(model)
@@ -73,19 +65,7 @@ def peer(size: str, batch_sizes: list[int], repeats: int) -> list[float]:
   import torch
   import transformers
 
-  config = sizes.SIZES[size]
-  config = transformers.T5Config(
-    vocab_size=config.vocab_size,
-    d_model=config.emb_dim,
-    d_kv=config.head_dim,
-    d_ff=config.mlp_dim,
-    num_layers=config.num_encoder_layers,
-    num_decoder_layers=config.num_decoder_layers,
-    num_heads=config.num_heads,
-    feed_forward_proj="gated-gelu",
-    tie_word_embeddings=False,
-    decoder_start_token_id=0,
-  )
+  config = sizes.of_transformers(size)
   with torch.device("cuda"):
     base = transformers.T5ForConditionalGeneration(config).to(torch.bfloat16)
   prompted = peft.get_peft_model(

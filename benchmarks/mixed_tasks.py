@@ -2,7 +2,6 @@
 """Examples per second of mixed-task batches against single-prompt ones.
 
     python benchmarks/mixed_tasks.py
-
     python benchmarks/mixed_tasks.py --size=xl --dtype=bfloat16 --batch_size=32
 
 T5 1.1 with random weights, greedy. The same texts are answered in batches where

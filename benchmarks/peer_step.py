@@ -78,20 +78,8 @@ def network(args: argparse.Namespace, device: str) -> Any:
   import torch
   import transformers
 
-  size = sizes.SIZES[args.size]
-  config = transformers.T5Config(
-    vocab_size=size.vocab_size,
-    d_model=size.emb_dim,
-    d_kv=size.head_dim,
-    d_ff=size.mlp_dim,
-    num_layers=size.num_encoder_layers,
-    num_decoder_layers=size.num_decoder_layers,
-    num_heads=size.num_heads,
-    dropout_rate=args.dropout,
-    feed_forward_proj="gated-gelu",
-    tie_word_embeddings=False,  # Of T5 1.1; transformers 5 ties them anyway.
-    decoder_start_token_id=0,
-    use_cache=False,
+  config = sizes.of_transformers(
+    args.size, dropout_rate=args.dropout, use_cache=False
   )
   with torch.device(device):
     base = transformers.AutoModelForSeq2SeqLM.from_config(

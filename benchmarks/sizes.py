@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,26 @@ def of_dtype(size: str, dtype: str) -> t5.T5Config:
   dtype = jnp.dtype(dtype)
   return dataclasses.replace(
     SIZES[size], dtype=dtype, param_dtype=dtype, attention="auto"
+  )
+
+
+def of_transformers(size: str, **options: Any) -> Any:
+  """Returns a size as a config of transformers, with more of its options."""
+  import transformers
+
+  config = SIZES[size]
+  return transformers.T5Config(
+    vocab_size=config.vocab_size,
+    d_model=config.emb_dim,
+    d_kv=config.head_dim,
+    d_ff=config.mlp_dim,
+    num_layers=config.num_encoder_layers,
+    num_decoder_layers=config.num_decoder_layers,
+    num_heads=config.num_heads,
+    feed_forward_proj="gated-gelu",
+    tie_word_embeddings=False,  # Of T5 1.1; transformers 5 ties them anyway.
+    decoder_start_token_id=0,
+    **options,
   )
 
 

@@ -60,6 +60,22 @@ def _position_bias(
   )
 
 
+def _draw(
+  config: T5Config,
+  rng: dropout.Rng,
+  x: Float[Array, "B S D"],
+  shapes: dropout.Shapes,
+) -> dropout.Factors | None:
+  """Draws dropout for the rows of `x`; see `dropout.draw`."""
+  return dropout.draw(
+    rng,
+    shapes,
+    num_rows=x.shape[0],
+    rate=config.dropout_rate,
+    dtype=config.dtype,
+  )
+
+
 def _keep(x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
   """Names the sum of a layer's residual branch, for `layer_loop`."""
   return ad_checkpoint.checkpoint_name(x, layer_loop.RESIDUAL)
@@ -80,20 +96,15 @@ class EncoderLayer(nn.Module):
     rng: dropout.Rng,
   ) -> Float[Array, "B S D"]:
     """Applies the layer; see `attention.Attention` for the arguments."""
-    config, (num_rows, num_positions, _) = self.config, x.shape
+    config = self.config
     features = (1, config.emb_dim)  # Dropped for all positions at once.
-    factors = dropout.draw(
-      rng,
-      {
-        "attention": (config.num_heads, 1, num_positions),
-        "attention_output": features,
-        "mlp": (1, config.mlp_dim),
-        "mlp_output": features,
-      },
-      num_rows=num_rows,
-      rate=config.dropout_rate,
-      dtype=config.dtype,
-    )
+    shapes = {
+      "attention": (config.num_heads, 1, x.shape[1]),
+      "attention_output": features,
+      "mlp": (1, config.mlp_dim),
+      "mlp_output": features,
+    }
+    factors = _draw(config, rng, x, shapes)
     y = _norm(config, "pre_attention_layer_norm")(x)
     y = _attention(config, "attention")(
       *(y, y, mask, bias),
@@ -132,11 +143,11 @@ class DecoderLayer(nn.Module):
     While decoding, several rows in a row may belong to one encoded input, and
     there is no dropout.
     """
-    config, (num_rows, num_targets, _) = self.config, x.shape
+    config = self.config
     assert rng is None or not decode, "decoding has no dropout"
     features = (1, config.emb_dim)  # Dropped for all positions at once.
     shapes = {
-      "self_attention": (config.num_heads, 1, num_targets),
+      "self_attention": (config.num_heads, 1, x.shape[1]),
       "self_attention_output": features,
       "mlp": (1, config.mlp_dim),
       "mlp_output": features,
@@ -146,13 +157,7 @@ class DecoderLayer(nn.Module):
         "encoder_decoder_attention": (config.num_heads, 1, encoded.shape[1]),
         "encoder_decoder_attention_output": features,
       }
-    factors = dropout.draw(
-      rng,
-      shapes,
-      num_rows=num_rows,
-      rate=config.dropout_rate,
-      dtype=config.dtype,
-    )
+    factors = _draw(config, rng, x, shapes)
     y = _norm(config, "pre_self_attention_layer_norm")(x)
     y = _attention(config, "self_attention")(
       *(y, y, mask, bias),
@@ -199,14 +204,9 @@ def _encode(
   around, inside = dropout.rngs(
     parent, config.dropout_rate, deterministic=deterministic
   )
-  factors = dropout.draw(
-    around,
-    # Of the encoder's output T5X drops single elements, not whole features.
-    {"input": (1, config.emb_dim), "output": x.shape[1:]},
-    num_rows=x.shape[0],
-    rate=config.dropout_rate,
-    dtype=config.dtype,
-  )
+  # Of the encoder's output T5X drops single elements, not whole features.
+  ends = {"input": (1, config.emb_dim), "output": x.shape[1:]}
+  factors = _draw(config, around, x, ends)
   x = layer_loop.run_layers(
     parent,
     EncoderLayer,
@@ -289,13 +289,8 @@ def run_decoder(  # noqa: PLR0913  # As many as the decoder has inputs.
   around, inside = dropout.rngs(
     parent, config.dropout_rate, deterministic=deterministic
   )
-  factors = dropout.draw(
-    around,
-    {"input": (1, config.emb_dim), "output": (1, config.emb_dim)},
-    num_rows=x.shape[0],
-    rate=config.dropout_rate,
-    dtype=config.dtype,
-  )
+  ends = {"input": (1, config.emb_dim), "output": (1, config.emb_dim)}
+  factors = _draw(config, around, x, ends)
   x = layer_loop.run_layers(
     parent,
     DecoderLayer,
