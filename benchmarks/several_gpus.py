@@ -109,7 +109,12 @@ def start(
     partitioning.place(state, placed),
     frozen,
     rngs[0] if num_trials == 1 else rngs,
-    jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, of_metrics)),
+    jax.jit(
+      step_fn,
+      donate_argnums=0,
+      compiler_options=trainer.compiler_options(),
+      out_shardings=(placed, of_metrics),
+    ),
     num_trials,
   )
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention as T5 has it: computed plainly, in one kernel, or from a cache."""
 
-import functools
 import math
 
 from flax import linen as nn
@@ -43,7 +42,7 @@ class Attention(nn.Module):
     inputs_q: Float[Array, "B Q D"],
     inputs_kv: Float[Array, "B N D"],
     mask: Bool[Array, "#B 1 #Q _"] | None,
-    bias: Float[Array, "1 H M M"] | None,
+    bias: Float[Array, "1 H M M"] | Float[Array, "H _"] | None,
     *,
     lengths: Int[Array, " B"] | None = None,
     dropout: Float[Array, "B H 1 N"] | None = None,
@@ -57,7 +56,8 @@ class Attention(nn.Module):
       inputs_kv: where the keys and values come from.
       mask: True = may attend. None: every key is visible. While decoding it is
         as long as the cache, whose empty places need not be masked.
-      bias: added to the logits; the relative position bias of all positions.
+      bias: added to the logits; the relative position bias of all positions,
+        with `lengths` by relative position.
       lengths: how many positions of `inputs_kv` come before the padding. If
         given, the kernel of `flash_attention` is used, and `mask` is not.
       dropout: factors of the attention weights; a key is dropped for all
@@ -81,8 +81,7 @@ class Attention(nn.Module):
         in_float8=self.in_float8,
         name=name,
       )(inputs)
-      if name != "value":  # What is kept of it, is kept after its dropout.
-        heads = ad_checkpoint.checkpoint_name(heads, name)
+      heads = ad_checkpoint.checkpoint_name(heads, name)
       return heads.reshape(*heads.shape[:2], self.num_heads, self.head_dim)
 
     query_init = lambda *args: layers.ATTENTION_INIT(*args) / scale
@@ -99,10 +98,10 @@ class Attention(nn.Module):
     if decode:
       key, value, mask, bias = self._extend_cache(key, value, mask, bias)
 
-    attend = self._attend_plainly
     if lengths is not None and not decode:
-      attend = functools.partial(self._attend_flash, lengths=lengths)
-    joined = attend(query, key, value, mask, bias, dropout)
+      joined = flash_attention.attend(query, key, value, bias, dropout, lengths)
+    else:
+      joined = self._attend_plainly(query, key, value, mask, bias, dropout)
     return layers.Projection(
       inputs_q.shape[-1],
       axes=("joined_kv", "embed"),
@@ -133,29 +132,7 @@ class Attention(nn.Module):
     weights = jax.nn.softmax(logits).astype(self.dtype)
     if dropout is not None:
       weights = weights * dropout
-    value = ad_checkpoint.checkpoint_name(value, "value")
     return jnp.einsum("BHQN,BNHK->BQHK", weights, value)
-
-  def _attend_flash(
-    self,
-    query: Float[Array, "B Q H K"],
-    key: Float[Array, "B N H K"],
-    value: Float[Array, "B N H K"],
-    mask: Bool[Array, "#B 1 #Q N"] | None,
-    bias: Float[Array, "1 H Q N"] | None,
-    dropout: Float[Array, "B H 1 N"] | None,
-    *,
-    lengths: Int[Array, " B"],
-  ) -> Float[Array, "B Q H K"]:
-    """Computes the same in one kernel.
-
-    A weight that is dropped for all queries is a value that is dropped.
-    """
-    del mask
-    if dropout is not None:
-      value = value * dropout.transpose(0, 3, 1, 2)
-    value = ad_checkpoint.checkpoint_name(value, "value")
-    return flash_attention.attend(query, key, value, bias, lengths)
 
   def _extend_cache(
     self,

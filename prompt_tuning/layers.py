@@ -85,6 +85,20 @@ class Projection(nn.Module):
     return jnp.dot(inputs.astype(self.dtype), kernel.astype(self.dtype))
 
 
+@jax.custom_vjp
+def _computed_once(x: Float[Array, "..."]) -> Float[Array, "..."]:
+  """Returns x; on a GPU each product of x would compute the last of it again.
+
+  Its gradient is not kept from being fused.
+  """
+  return lax.optimization_barrier(x)
+
+
+_computed_once.defvjp(
+  lambda x: (_computed_once(x), None), lambda _, gradient: (gradient,)
+)
+
+
 class RMSNorm(nn.Module):
   """Divides by the root mean square: no mean, no bias, float32 inside."""
 
@@ -106,7 +120,8 @@ class RMSNorm(nn.Module):
     mean_square = jnp.mean(lax.square(x), axis=-1, keepdims=True)
     x = (x * lax.rsqrt(mean_square + self.epsilon)).astype(self.dtype)
     scale = scale.astype(self.dtype)
-    return x * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+    x = x * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+    return _computed_once(x)
 
 
 class Embed(nn.Module):

@@ -8,13 +8,18 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 import numpy as np
 
+_NUM_BUCKETS = 32
+
+# The distance from which on the last bucket is used, and the bias constant.
+MAX_DISTANCE = 128
+
 
 def buckets(
   relative_position: Int[np.ndarray, "*N"],
   *,
   bidirectional: bool,
-  num_buckets: int = 32,
-  max_distance: int = 128,
+  num_buckets: int = _NUM_BUCKETS,
+  max_distance: int = MAX_DISTANCE,
 ) -> Int[np.ndarray, "*N"]:
   """Sorts distances into T5's buckets: exact when near, logarithmic when far.
 
@@ -23,7 +28,7 @@ def buckets(
     bidirectional: keep half of the buckets for keys after the query; otherwise
       such keys fall into bucket 0.
     num_buckets: number of buckets.
-    max_distance: distance from which on the last bucket is used.
+    max_distance: see MAX_DISTANCE.
   """
   distance = -relative_position
   offset = np.zeros_like(distance)
@@ -56,34 +61,27 @@ class RelativePositionBias(nn.Module):
 
   num_heads: int
   bidirectional: bool
-  num_buckets: int = 32
-  max_distance: int = 128
   dtype: DTypeLike = jnp.float32
   param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
     self, length: int
-  ) -> Float[Array, "1 {self.num_heads} {length} {length}"]:
-    """Returns the bias between all pairs of `length` positions."""
+  ) -> Float[Array, "{self.num_heads} 2*{length}-1"]:
+    """Returns the bias of relative positions 1 - length to length - 1."""
     table = partitioning.param_with_axes(
       "rel_embedding",
       nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
-      (self.num_heads, self.num_buckets),
+      (self.num_heads, _NUM_BUCKETS),
       self.param_dtype,
       axes=("heads", "relpos_buckets"),
     )
-    bucket_of = buckets(
-      np.arange(1 - length, length),
-      bidirectional=self.bidirectional,
-      num_buckets=self.num_buckets,
-      max_distance=self.max_distance,
-    )
-    values = jnp.take(table.astype(self.dtype), bucket_of, axis=1)
-    return _by_relative_position(values, length)[None]
+    distances = np.arange(1 - length, length)
+    bucket_of = buckets(distances, bidirectional=self.bidirectional)
+    return jnp.take(table.astype(self.dtype), bucket_of, axis=1)
 
 
-def _by_relative_position(
+def of_pairs(
   values: Float[Array, "H _"], length: int
 ) -> Float[Array, "H {length} {length}"]:
   """Puts the value of each relative position where query and key have it.

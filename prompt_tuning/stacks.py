@@ -91,7 +91,7 @@ class EncoderLayer(nn.Module):
     self,
     x: Float[Array, "B S D"],
     mask: Bool[Array, "B 1 S S"] | None,
-    bias: Float[Array, "1 H S S"],
+    bias: Float[Array, "1 H S S"] | Float[Array, "H _"],
     lengths: Int[Array, " B"] | None,
     rng: dropout.Rng,
   ) -> Float[Array, "B S D"]:
@@ -195,12 +195,14 @@ def _encode(
   deterministic: bool,
 ) -> Float[Array, "B S D"]:
   """Runs the encoder's layers as submodules of `parent`, which calls this."""
-  if lengths is not None:
+  bias = _position_bias(config, bidirectional=True)(x.shape[1])
+  if lengths is None:
+    bias = relative_position.of_pairs(bias, x.shape[1])[None]
+  else:
     mask = None  # They say what it does.
     # Or XLA makes the batch the minor axis on a GPU, and each layer transposes
     # twice. For a CPU it does not, and would gather the batch for this.
     x = layout.with_layout_constraint(x, layout.Layout((0, 1, 2)))
-  bias = _position_bias(config, bidirectional=True)(x.shape[1])
   around, inside = dropout.rngs(
     parent, config.dropout_rate, deterministic=deterministic
   )
@@ -286,6 +288,7 @@ def run_decoder(  # noqa: PLR0913  # As many as the decoder has inputs.
 ) -> Float[Array, "N U V"]:
   """Runs the decoder's layers as submodules of `parent`, which calls this."""
   bias = _position_bias(config, bidirectional=False)(num_positions)
+  bias = relative_position.of_pairs(bias, num_positions)[None]
   around, inside = dropout.rngs(
     parent, config.dropout_rate, deterministic=deterministic
   )

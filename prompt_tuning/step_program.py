@@ -102,6 +102,7 @@ def make_step(
   jit = functools.partial(
     jax.jit,
     donate_argnums=0,
+    compiler_options=trainer.compiler_options(),
     out_shardings=(
       shardings,
       NamedSharding(jax.sharding.get_mesh(), metrics),

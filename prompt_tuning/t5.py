@@ -77,7 +77,9 @@ class Transformer(nn.Module):
     prompt, config = self.prompt, self.config
     if segment_ids is not None or prompt_lengths is not None:
       return None
-    if not flash_attention.is_used(config.attention, config.dtype):
+    if not flash_attention.is_used(
+      config.attention, config.dtype, config.head_dim
+    ):
       return None
     if prompt is not None and not prompt.sees_all:
       return None

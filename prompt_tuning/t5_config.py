@@ -33,7 +33,7 @@ class T5Config:
     float32_attention_logits: attention logits in float32 whatever `dtype`.
     one_hot_embedding: see `layers.Embed`.
     attention: how attention to the encoder's positions is computed: "plain";
-      "cudnn", the kernel of `flash_attention`; or "auto", the kernel where it
+      "kernel", the kernel of `flash_attention`; or "auto", the kernel where it
       can run. Rows whose padding is not all at the end, packed ones and prompts
       with a visibility of their own are computed plainly whatever is set.
     remat: what a layer keeps for the backward pass: "none", whatever XLA

@@ -105,6 +105,17 @@ def loss_fn(
   return sums.loss, sums
 
 
+def compiler_options() -> dict[str, int]:
+  """Returns XLA's options for a step, to be given to `jax.jit`.
+
+  On a GPU XLA would join the products for query, key and value, and cut the
+  result up again.
+  """
+  if jax.default_backend() != "gpu":
+    return {}
+  return {"xla_gpu_dot_merger_threshold_mb": 0}
+
+
 def train_step(
   state: TrainState,
   frozen: Params,

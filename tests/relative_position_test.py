@@ -36,11 +36,12 @@ def test_the_bias_and_its_gradient_are_those_of_a_gather(bidirectional):
   where = relative_position.buckets(
     positions[None, :] - positions[:, None], bidirectional=bidirectional
   )
-  np.testing.assert_array_equal(
-    module.apply(variables, 150)[0], table[:, where]
+  bias = lambda variables: relative_position.of_pairs(
+    module.apply(variables, 150), 150
   )
+  np.testing.assert_array_equal(bias(variables), table[:, where])
   weights = jax.random.normal(jax.random.key(1), (3, 150, 150))
-  loss = lambda variables: jnp.vdot(module.apply(variables, 150)[0], weights)
+  loss = lambda variables: jnp.vdot(bias(variables), weights)
   (found,) = jax.tree.leaves(jax.grad(loss)({"params": variables["params"]}))
   wanted = jax.grad(lambda table: jnp.vdot(table[:, where], weights))(table)
   np.testing.assert_allclose(found, wanted, atol=1e-3)

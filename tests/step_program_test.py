@@ -66,8 +66,10 @@ def test_what_fails_while_it_is_traced_is_one_sentence(tmp_path):
   folder = f"MODEL_DIR = '{tmp_path}'"
   configuration.load(
     configuration.Flags(
-      ("tests/tiny_run.gin",), (*TINY, folder, "ATTENTION = 'cudnn'"), ()
+      ("tests/tiny_run.gin",), (*TINY, folder, "ATTENTION = 'kernel'"), ()
     )
   )
-  with pytest.raises(ValueError, match="ATTENTION='cudnn' needs an NVIDIA GPU"):
+  with pytest.raises(
+    ValueError, match="ATTENTION='kernel' needs an NVIDIA GPU"
+  ):
     gin.get_configurable(train.train)()

@@ -76,6 +76,9 @@ def _take(x: PyTree[Array], index: Int[Array, "B M"]) -> PyTree[Array]:
 def _take_cache(
   cache: PyTree[Array], index: Int[Array, "B N"]
 ) -> PyTree[Array]:
+  if index.size == 1:  # It continues itself, and may have two rows.
+    return cache
+
   def take(x: Array) -> Array:
     if x.ndim == 0:
       return x

@@ -13,8 +13,8 @@ from prompt_tuning import attention, t5
 EOS = 1
 
 # `(tokens int32[B*N], cache) -> (logits float32[B*N, V], cache)`: N hypotheses
-# of a row stand together. Arrays of the cache have a row per hypothesis first;
-# its scalars are shared.
+# of a row stand together. Arrays of the cache have a row per hypothesis first,
+# or two for a single one; its scalars are shared.
 StepFn = Callable[[Array, PyTree], tuple[Array, PyTree]]
 
 
@@ -132,15 +132,19 @@ def start(
     )
 
   batch_size = encoder_input_tokens.shape[0]
-  shape = (batch_size * num_decodes, max_decode_length)
+  num_rows = batch_size * num_decodes
+  # A GPU would write out the products of each kernel with a single row.
+  num_copies = 2 if num_rows == 1 else 1
+  shape = (num_copies * num_rows, max_decode_length)
   _, created = decode({}, jnp.zeros(shape, jnp.int32), ["cache", "encoded"])
 
   def step(
     tokens: Int[Array, " N"], cache: PyTree[Array]
   ) -> tuple[Array, PyTree]:
     collections = {"encoded": created["encoded"], "cache": cache}
+    tokens = jnp.repeat(tokens, num_copies)
     logits, changed = decode(collections, tokens[:, None], ["cache"])
-    return logits[:, 0], changed["cache"]
+    return logits[:num_rows, 0], changed["cache"]
 
   return Start(
     step,

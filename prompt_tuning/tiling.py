@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks of positions in a kernel of Pallas: loaded, folded, biased.
+
+Reading a bias for each pair of positions would take as long as all else. But
+T5's depends on their distance alone, and does not change beyond
+`relative_position.MAX_DISTANCE`: blocks that are further apart need one number,
+and all others share a few tiles.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+from prompt_tuning import relative_position
+
+# exp2 is what the hardware has.
+LOG2_E = math.log2(math.e)
+
+# Tensor cores take no smaller blocks.
+MIN_BLOCK = 16
+
+_REACH = relative_position.MAX_DISTANCE
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+  """How a kernel divides its work.
+
+  Attributes:
+    queries: positions of queries in a block, a power of two.
+    keys: positions of keys in a block, a power of two.
+    num_warps: of a program.
+    num_stages: of the pipeline that loads the blocks ahead.
+  """
+
+  queries: int
+  keys: int
+  num_warps: int
+  num_stages: int
+
+  def within(self, num_queries: int, num_keys: int) -> "Blocks":
+    """Returns blocks that are no longer than the positions need."""
+    fit = lambda block, length: max(
+      MIN_BLOCK, min(block, pl.next_power_of_2(length))
+    )
+    queries, keys = fit(self.queries, num_queries), fit(self.keys, num_keys)
+    return dataclasses.replace(self, queries=queries, keys=keys)
+
+
+class Inputs(NamedTuple):
+  """What attention is computed from.
+
+  Attributes:
+    query: in 16 bits, as are key and value.
+    key: of each position.
+    value: of each key.
+    bias: added to the logits: by relative position, from 1 - Q to N - 1, a key
+      minus a query; it does not change beyond MAX_DISTANCE.
+    factors: of the attention weights, after the softmax.
+    lengths: how many keys of a row there are, at least one; the others are
+      not seen.
+  """
+
+  query: Float[Array, "B Q H K"]
+  key: Float[Array, "B N H K"]
+  value: Float[Array, "B N H K"]
+  bias: Float[Array, "H Q+N-1"] | None
+  factors: Float[Array, "B H N"] | None
+  lengths: Int[Array, " B"]
+
+
+def exp2(x: Array) -> Array:
+  """Returns 2 ** x by the one instruction; tiny results are 0."""
+  if _interpreted():
+    return jnp.exp2(x)
+  (result,) = plgpu.elementwise_inline_asm(
+    "ex2.approx.ftz.f32 $0, $1;",
+    args=[x],
+    constraints="=f,f",
+    pack=1,
+    result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, jnp.float32)],
+  )
+  return result
+
+
+def softmax_weights(logits: Array, bias: Array, sums: Array) -> Array:
+  """Returns attention weights from the logits before the bias."""
+  if bias.ndim:
+    return exp2((logits + bias) * LOG2_E - sums)
+  return exp2(logits * LOG2_E - (sums - bias * LOG2_E))
+
+
+def load_factors(
+  refs: Inputs, columns: pl.Slice, num_keys: int, row: Array | None = None
+) -> Float[Array, "1 N"] | None:
+  """Loads the factors of a block of keys, if there are any."""
+  if refs.factors is None:
+    return None
+  factors = load(refs.factors, columns, num_keys, row)
+  return factors.astype(jnp.float32)[None]
+
+
+class Bias(NamedTuple):
+  """The bias of a block and others, which are before, near or after it.
+
+  Attributes:
+    before: of all pairs with a block far before.
+    near: loads that of a block near by, from its number.
+    after: of all pairs with a block far after.
+  """
+
+  before: Float[Array, ""]
+  near: Callable[[Array], Float[Array, "M N"]]
+  after: Float[Array, ""]
+
+
+def bias_of_queries(tiles: Any, rows: pl.Slice, blocks: Blocks) -> Bias | None:
+  """Returns the bias of a block of queries and all blocks of keys."""
+  if tiles is None:
+    return None
+  near = lambda j: tile(tiles, rows, block(j, blocks.keys), blocks)
+  return Bias(_number(tiles, 0), near, _number(tiles, tiles.shape[0] - 1))
+
+
+def bias_of_keys(tiles: Any, columns: pl.Slice, blocks: Blocks) -> Bias | None:
+  """Returns the bias of a block of keys and all blocks of queries."""
+  if tiles is None:
+    return None
+  near = lambda i: tile(tiles, block(i, blocks.queries), columns, blocks)
+  return Bias(_number(tiles, tiles.shape[0] - 1), near, _number(tiles, 0))
+
+
+def _number(tiles: Any, i: int) -> Float[Array, ""]:
+  return tiles[i, 0, 0].astype(jnp.float32)
+
+
+def fold(
+  step: Callable[..., Any],
+  carry: Any,
+  own: pl.Slice,
+  num_positions: Array,
+  size: int,
+  bias: Bias | None,
+  ahead: Callable[[Array], Any],
+) -> Any:
+  """Folds `step` over blocks: those far before, near, far after, and the last.
+
+  Args:
+    step: takes the number of a block, the carry, the bias, what was loaded
+      ahead, and whether the block may be the last one and not a whole one.
+    carry: what is folded first.
+    own: the block that the others are near to, or far from.
+    num_positions: how many positions the others have.
+    size: how many one of them has.
+    bias: of the own block and the others; 0 without.
+    ahead: loads what else a block needs, while the one before is computed.
+  """
+  num_whole = lax.div(num_positions, size)
+  num_blocks = lax.div(num_positions + size - 1, size)
+
+  def body(
+    bias_of: Callable[[Array], Array], *, is_last: bool = False
+  ) -> Callable[[Array, tuple], tuple]:
+    def run(i: Array, carry: tuple) -> tuple:
+      carry, loaded = carry
+      after = ahead(i + 1)
+      return step(i, carry, bias_of(i), loaded, is_last=is_last), after
+
+    return run
+
+  carry = carry, ahead(jnp.int32(0))
+  if bias is None:
+    near = lambda _: jnp.float32(0.0)
+    carry = lax.fori_loop(0, num_whole, body(near), carry)
+  else:
+    near = bias.near
+    near_from = lax.div(jnp.maximum(own.start - _REACH + 1, 0), size)
+    near_to = lax.div(own.start + own.size - 1 + _REACH + size - 1, size)
+    near_from = jnp.minimum(near_from, num_whole)
+    near_to = jnp.minimum(near_to, num_whole)
+    carry = lax.fori_loop(0, near_from, body(lambda _: bias.before), carry)
+    carry = lax.fori_loop(near_from, near_to, body(near), carry)
+    carry = lax.fori_loop(near_to, num_whole, body(lambda _: bias.after), carry)
+  last = body(near, is_last=True)
+  return lax.fori_loop(num_whole, num_blocks, last, carry)[0]
+
+
+def _tile_starts(blocks: Blocks) -> Int[np.ndarray, " T"]:
+  """Returns the relative positions of the first pairs of all tiles.
+
+  The tiles at both ends stand for all blocks that are as far apart or more.
+  """
+  step = min(blocks.queries, blocks.keys)
+  first = pl.cdiv(_REACH + blocks.keys - 1, step)
+  last = pl.cdiv(_REACH + blocks.queries - 1, step)
+  return np.arange(-first, last + 1) * step
+
+
+def _tiles(
+  bias: Float[Array, "H _"], num_queries: int, blocks: Blocks
+) -> Float[Array, "H T M N"]:
+  """Lays out the bias of a block of queries and one of keys, by distance."""
+  distance = (
+    jnp.asarray(_tile_starts(blocks))[:, None, None]
+    + jnp.arange(blocks.keys)[None, None, :]
+    - jnp.arange(blocks.queries)[None, :, None]
+  )
+  distance = jnp.clip(distance, -_REACH, _REACH)
+  index = jnp.clip(distance + num_queries - 1, 0, bias.shape[1] - 1)
+  return jnp.take(bias, index, axis=1)
+
+
+def tile(
+  tiles: Any, rows: pl.Slice, columns: pl.Slice, blocks: Blocks
+) -> Float[Array, "M N"] | Float[Array, ""]:
+  """Loads the bias of a block of queries and one of keys."""
+  if tiles is None:
+    return jnp.float32(0.0)
+  starts = _tile_starts(blocks)
+  distance = jnp.clip(
+    columns.start - rows.start, int(starts[0]), int(starts[-1])
+  )
+  step = int(starts[1] - starts[0])
+  tile = lax.div(distance - int(starts[0]), step)
+  return tiles[tile, :, :].astype(jnp.float32)
+
+
+def block(i: Array, size: int) -> pl.Slice:
+  """Returns the positions of a block."""
+  return pl.Slice(i * size, size)
+
+
+def positions(block: pl.Slice) -> Int[Array, " S"]:
+  """Returns their numbers."""
+  return block.start + jnp.arange(block.size)
+
+
+def load(
+  ref: Any, block: pl.Slice, end: int | None, row: Array | None = None
+) -> Array:
+  """Loads a block of a row's positions; those from `end` on are 0."""
+  if end is None:
+    return plgpu.load(_at(ref, block, 0, row)[0])
+  at, mask = _at(ref, block, end, row)
+  return plgpu.load(at, mask=mask, other=0.0)
+
+
+def store(ref: Any, block: pl.Slice, x: Array, end: int) -> None:
+  """Stores a block of positions but those from `end` on."""
+  at, mask = _at(ref, block, end, None)
+  plgpu.store(at, x.astype(ref.dtype), mask=mask)
+
+
+def _at(
+  ref: Any, block: pl.Slice, end: int, row: Array | None
+) -> tuple[Any, Array]:
+  """Returns a reference to a block, and which of its positions there are."""
+  index = (block,) if row is None else (row, block)
+  is_inside = positions(block) < end
+  if len(ref.shape) > len(index):  # Features follow.
+    return ref.at[(*index, slice(None))], is_inside[:, None]
+  return ref.at[index], is_inside
+
+
+def sums_like(inputs: Inputs) -> jax.ShapeDtypeStruct:
+  """Returns the shape of a number for each query, in float32."""
+  num_rows, num_queries, num_heads, _ = inputs.query.shape
+  shape = (num_rows, num_heads, num_queries)
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def call(
+  kernel: Callable[..., None],
+  inputs: Inputs,
+  others: tuple[Array, ...],
+  outputs: Any,
+  blocks: Blocks,
+  *,
+  grid: tuple[int, int],
+  keys_first: bool = False,
+  whole_batch: bool = False,
+) -> Any:
+  """Runs a kernel on a grid for each head.
+
+  Args:
+    kernel: takes references to inputs, others and outputs: to those of one row
+      and head, so that positions come first. Profilers show its name.
+    inputs: of `forward`.
+    others: more arrays with axes for rows and heads.
+    outputs: shapes and dtypes of the results.
+    blocks: how the work is divided.
+    grid: numbers of the programs of a head; without `whole_batch` the second
+      is the row.
+    keys_first: the tiles of the bias have keys before queries.
+    whole_batch: refer to all rows.
+  """
+  row = lambda b: 0 if whole_batch else b
+
+  def spec(x: Any) -> pl.BlockSpec:
+    rows = x.shape[0] if whole_batch else None
+    match len(x.shape):
+      case 4:
+        return pl.BlockSpec(
+          (rows, x.shape[1], None, x.shape[3]),
+          lambda _, b, h: (row(b), 0, h, 0),
+        )
+      case 3:
+        return pl.BlockSpec(
+          (rows, None, x.shape[2]), lambda _, b, h: (row(b), h, 0)
+        )
+      case _:
+        return pl.BlockSpec((rows,), lambda _, b, h: (row(b),))
+
+  def of_head(x: Any) -> pl.BlockSpec:
+    zeros = (0,) * (len(x.shape) - 1)
+    return pl.BlockSpec((None, *x.shape[1:]), lambda _, b, h: (h, *zeros))
+
+  in_specs = jax.tree.map(spec, (inputs, *others))
+  if inputs.bias is not None:
+    tiles = _tiles(inputs.bias, inputs.query.shape[1], blocks)
+    tiles = tiles.swapaxes(2, 3) if keys_first else tiles
+    inputs = inputs._replace(bias=tiles)
+    in_specs = (in_specs[0]._replace(bias=of_head(tiles)), *in_specs[1:])
+  return pl.pallas_call(
+    kernel,
+    out_shape=outputs,
+    grid=(*grid, inputs.query.shape[2]),
+    in_specs=in_specs,
+    out_specs=jax.tree.map(of_head if whole_batch else spec, outputs),
+    compiler_params=plgpu.CompilerParams(
+      num_warps=blocks.num_warps, num_stages=blocks.num_stages
+    ),
+    interpret=_interpreted(),
+    name=kernel.__name__,
+  )(inputs, *others)
+
+
+def _interpreted() -> bool:
+  """Tells whether kernels are run as plain operations: for tests, on a CPU."""
+  return jax.default_backend() != "gpu"
