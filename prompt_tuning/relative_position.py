@@ -81,6 +81,14 @@ class RelativePositionBias(nn.Module):
     return jnp.take(table.astype(self.dtype), bucket_of, axis=1)
 
 
+def causal(
+  values: Float[Array, "H _"], *, masked: float
+) -> Float[Array, "H _"]:
+  """Adds `masked` to the values of keys that come after their queries."""
+  is_after = np.arange(values.shape[1]) > values.shape[1] // 2
+  return values + jnp.where(is_after, masked, 0.0).astype(values.dtype)[None]
+
+
 def of_pairs(
   values: Float[Array, "H _"], length: int
 ) -> Float[Array, "H {length} {length}"]:

@@ -132,13 +132,16 @@ class DecoderLayer(nn.Module):
     encoded: Float[Array, "B S D"] | None,
     mask: Bool[Array, "N 1 U M"] | None,
     encoder_decoder_mask: Bool[Array, "B 1 #U S"] | None,
-    bias: Float[Array, "1 H M M"],
+    bias: Float[Array, "1 H M M"] | Float[Array, "H _"],
     lengths: Int[Array, " B"] | None,
     rng: dropout.Rng,
     *,
     decode: bool = False,
   ) -> Float[Array, "N U D"]:
     """Applies the layer; `lengths` are those of the encoder's rows.
+
+    With them, and not while decoding, the bias is by relative position, and
+    says that the layer is causal.
 
     While decoding, several rows in a row may belong to one encoded input, and
     there is no dropout.
@@ -159,8 +162,12 @@ class DecoderLayer(nn.Module):
       }
     factors = _draw(config, rng, x, shapes)
     y = _norm(config, "pre_self_attention_layer_norm")(x)
+    own_lengths = None
+    if lengths is not None and not decode:
+      own_lengths = jnp.full(x.shape[0], x.shape[1])
     y = _attention(config, "self_attention")(
       *(y, y, mask, bias),
+      lengths=own_lengths,
       dropout=dropout.at(factors, "self_attention"),
       decode=decode,
     )
@@ -288,7 +295,11 @@ def run_decoder(  # noqa: PLR0913  # As many as the decoder has inputs.
 ) -> Float[Array, "N U V"]:
   """Runs the decoder's layers as submodules of `parent`, which calls this."""
   bias = _position_bias(config, bidirectional=False)(num_positions)
-  bias = relative_position.of_pairs(bias, num_positions)[None]
+  if lengths is None or decode:
+    bias = relative_position.of_pairs(bias, num_positions)[None]
+  else:
+    # No real position sees padding then, which is at the end.
+    bias = relative_position.causal(bias, masked=attention.MASKED_LOGIT)
   around, inside = dropout.rngs(
     parent, config.dropout_rate, deterministic=deterministic
   )

@@ -195,9 +195,11 @@ class Transformer(nn.Module):
       mask &= _same_segment(decoder_segment_ids, decoder_segment_ids)
     if decoder_segment_ids is not None and encoder_segment_ids is not None:
       cross_mask &= _same_segment(decoder_segment_ids, encoder_segment_ids)
-    lengths = self._kernel_lengths(
-      encoder_input_tokens, encoder_segment_ids, prompt_lengths
-    )
+    lengths = None
+    if decoder_segment_ids is None:
+      lengths = self._kernel_lengths(
+        encoder_input_tokens, encoder_segment_ids, prompt_lengths
+      )
     return self.decoder(
       decoder_input_tokens,
       encoded,

@@ -80,7 +80,7 @@ def test_loss_and_gradient_are_those_of_plain_attention(
   assert not kernel
   fused = loss_and_gradient(with_kernel(model), params, batch)
   config = model.config
-  num_calls = config.num_encoder_layers + config.num_decoder_layers
+  num_calls = config.num_encoder_layers + 2 * config.num_decoder_layers
   assert len(kernel) == num_calls
   np.testing.assert_allclose(fused[0], plain[0], rtol=1e-5)
   np.testing.assert_allclose(fused[1], plain[1], rtol=1e-4, atol=1e-4)
@@ -156,7 +156,6 @@ def example(num_queries, num_keys, *, with_bias, with_factors):
   ("num_queries", "num_keys", "with_bias", "with_factors"),
   [
     (330, 330, True, True),  # Blocks far apart have no tile of their own.
-    (37, 37, True, False),
     (5, 150, False, True),
   ],
 )
@@ -227,6 +226,7 @@ def test_a_mesh_divides_rows_and_heads():
   assert "psum" in jaxpr  # Of the bias: over all rows.
 
 
+@pytest.mark.slow
 def test_devices_compute_what_one_does():
   script = pathlib.Path(__file__).parent / "divided_attention.py"
   result = subprocess.run(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_tuning import prompts, t5
+from prompt_tuning import prompts, relative_position, t5
 
 PROMPT = "encoder/prompt/prompt/prompt"
 
@@ -130,7 +130,10 @@ def test_every_layer_outputs_what_the_original_does(
   for name in names:
     module = name.removeprefix(prefix)
     actual, expected = outputs[f"{module}/__call__"][0], arrays[name]
-    if not module.endswith("relpos_bias"):
+    if module.endswith("relpos_bias"):  # Ours is by distance.
+      num_positions = expected.shape[-1]
+      actual = relative_position.of_pairs(actual, num_positions)[None]
+    else:
       real = encoder_real if module.startswith("encoder") else decoder_real
       actual, expected = actual[real], expected[real]
     np.testing.assert_allclose(
