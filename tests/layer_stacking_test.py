@@ -49,7 +49,7 @@ def test_a_stack_that_is_trained_in_part_stays_as_it_is(frozen):
   ("remat", "is_stacked"),
   [
     ("none", True),
-    ("minimal", True),
+    pytest.param("minimal", True, marks=pytest.mark.slow),
     pytest.param("minimal", False, marks=pytest.mark.slow),
     pytest.param("full", True, marks=pytest.mark.slow),
   ],

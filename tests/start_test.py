@@ -29,7 +29,10 @@ DATA = task_data.TaskData("task", [], [], [], LENGTHS, BYTES)
 @pytest.mark.parametrize(
   ("mesh", "quantization", "sweep"),
   [
-    (partitioning.MeshConfig(), "none", trials.Sweep()),
+    pytest.param(
+      *(partitioning.MeshConfig(), "none", trials.Sweep()),
+      marks=pytest.mark.slow,
+    ),
     (
       partitioning.MeshConfig(2),
       "int8",
