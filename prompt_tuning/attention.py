@@ -2,6 +2,7 @@
 """Attention as T5 has it: computed plainly, in one kernel, or from a cache."""
 
 import math
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -11,6 +12,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from prompt_tuning import flash_attention, layers
+
+# An array, or two parts of one.
+Inputs = (
+  Float[Array, "B _ D"] | tuple[Float[Array, "B _ D"], Float[Array, "B _ D"]]
+)
 
 # Added to the logit of a position that may not be attended to. A query without
 # any visible key thereby attends to all keys alike, as in T5X.
@@ -39,8 +45,8 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(
     self,
-    inputs_q: Float[Array, "B Q D"],
-    inputs_kv: Float[Array, "B N D"],
+    inputs_q: Inputs,
+    inputs_kv: Inputs,
     mask: Bool[Array, "#B 1 #Q _"] | None,
     bias: Float[Array, "1 H M M"] | Float[Array, "H _"] | None,
     *,
@@ -52,8 +58,9 @@ class Attention(nn.Module):
     """Attends from `inputs_q` to `inputs_kv`.
 
     Args:
-      inputs_q: where the queries come from.
-      inputs_kv: where the keys and values come from.
+      inputs_q: where the queries come from; with `lengths` they may be given
+        in two parts, as to `flash_attention.attend`.
+      inputs_kv: where the keys and values come from, in the same parts.
       mask: True = may attend. None: every key is visible. While decoding it is
         as long as the cache, whose empty places need not be masked.
       bias: added to the logits; the relative position bias of all positions,
@@ -71,8 +78,8 @@ class Attention(nn.Module):
     """
     scale = math.sqrt(self.head_dim)
 
-    def project(name: str, inputs: Array, init: layers.Initializer) -> Array:
-      heads = layers.Projection(
+    def project(name: str, inputs: Any, init: layers.Initializer) -> Any:
+      projection = layers.Projection(
         self.num_heads * self.head_dim,
         axes=("embed", "joined_kv"),
         kernel_init=init,
@@ -80,9 +87,13 @@ class Attention(nn.Module):
         param_dtype=self.param_dtype,
         in_float8=self.in_float8,
         name=name,
-      )(inputs)
-      heads = ad_checkpoint.checkpoint_name(heads, name)
-      return heads.reshape(*heads.shape[:2], self.num_heads, self.head_dim)
+      )
+
+      def heads(x: Float[Array, "B S D"]) -> Float[Array, "B S H K"]:
+        x = ad_checkpoint.checkpoint_name(projection(x), name)
+        return x.reshape(*x.shape[:2], self.num_heads, self.head_dim)
+
+      return jax.tree.map(heads, inputs)
 
     query_init = lambda *args: layers.ATTENTION_INIT(*args) / scale
     query = project("query", inputs_q, query_init)
@@ -103,7 +114,7 @@ class Attention(nn.Module):
     else:
       joined = self._attend_plainly(query, key, value, mask, bias, dropout)
     return layers.Projection(
-      inputs_q.shape[-1],
+      jax.tree.leaves(inputs_q)[0].shape[-1],
       axes=("joined_kv", "embed"),
       kernel_init=layers.ATTENTION_INIT,
       dtype=self.dtype,

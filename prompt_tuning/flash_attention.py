@@ -16,10 +16,17 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
+import numpy as np
 
 from prompt_tuning import attention_kernels, relative_position, tiling
 
 KINDS = ("auto", "kernel", "plain")
+
+# An array, or two parts of one.
+Parts = (
+  Float[Array, "B _ H K"]
+  | tuple[Float[Array, "B _ H K"], Float[Array, "B _ H K"]]
+)
 
 # What the backward pass needs of the forward pass; names for `jax.checkpoint`.
 KEPT = ("attention_output", "attention_sums")
@@ -54,19 +61,22 @@ def is_used(kind: str, dtype: DTypeLike, head_dim: int) -> bool:
 
 
 def attend(
-  query: Float[Array, "B Q H K"],
-  key: Float[Array, "B N H K"],
-  value: Float[Array, "B N H K"],
-  bias: Float[Array, "H Q+N-1"] | None,
+  query: Parts,
+  key: Parts,
+  value: Parts,
+  bias: Float[Array, "H _"] | None,
   factors: Float[Array, "B H 1 N"] | None,
   lengths: Int[Array, " B"],
 ) -> Float[Array, "B Q H K"]:
   """Attends to the first keys of each row, without scaling the logits.
 
   Args:
-    query: in 16 bits, as are key and value.
-    key: of each position.
-    value: of each key.
+    query: `[B, Q, H, K]` in 16 bits, or its parts: the first positions, and
+      the others. If these are differentiated in none of the three arguments,
+      as in the first layer behind a frozen embedding, only the gradients of
+      the first positions are computed.
+    key: `[B, N, H, K]`, of each position, in the same parts.
+    value: of each key, likewise.
     bias: added to the logits in the query's dtype; the same for all pairs of a
       relative position, from 1 - Q to N - 1, and constant beyond
       `relative_position.MAX_DISTANCE`.
@@ -74,58 +84,119 @@ def attend(
       gradient.
     lengths: how many keys of a row there are; the others are not seen.
   """
-  bias = None if bias is None else bias.astype(query.dtype)
+  parts = [x if isinstance(x, tuple) else (x,) for x in (query, key, value)]
+  bias = None if bias is None else bias.astype(parts[0][0].dtype)
   factors = None if factors is None else factors[:, :, 0]
-  return _attend(query, key, value, bias, factors, jnp.maximum(lengths, 1))
+  return _attend(*parts, bias, factors, jnp.maximum(lengths, 1))
 
 
 @jax.custom_vjp
-def _attend(*arrays: Any) -> Array:
-  return _forward(tiling.Inputs(*arrays))[0]
+def _attend(query: Any, key: Any, value: Any, *others: Any) -> Array:
+  joined = (_join(x) for x in (query, key, value))
+  return _forward(tiling.Inputs(*joined, *others))[0]
+
+
+def _join(parts: tuple[Array, ...]) -> Float[Array, "B S H K"]:
+  return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
 def _forward(inputs: tiling.Inputs) -> tuple[Array, Array]:
   return _divided(attention_kernels.forward, inputs)
 
 
-def _attend_fwd(*arrays: Any) -> tuple[Array, tuple]:
-  """Keeps what the gradient needs, and whether the bias has one."""
-  values: list[Any] = [None if x is None else x.value for x in arrays]
-  inputs = tiling.Inputs(*values)
+def _attend_fwd(*arguments: Any) -> tuple[Array, tuple]:
+  """Keeps what the gradient needs, and which gradients there are."""
+  values = jax.custom_derivatives.custom_vjp_primal_tree_values(arguments)
+  inputs = tiling.Inputs(*map(_join, values[:3]), *values[3:])
   output, sums = (
     ad_checkpoint.checkpoint_name(x, name)
     for x, name in zip(_forward(inputs), KEPT, strict=True)
   )
-  bias = arrays[3]
-  # Told by the structure: residuals are arrays.
-  has_gradient = () if bias is not None and bias.perturbed else None
-  return output, (inputs, output, sums, has_gradient)
+  *parts, bias, _, _ = arguments
+  # Residuals are arrays: their shapes and the structure tell what is not one.
+  sizes = tuple(jnp.zeros((x.shape[1], 0)) for x in values[0])
+  is_first_alone = not any(x.perturbed for part in parts for x in part[1:])
+  flags = [is_first_alone, bias is not None and bias.perturbed]
+  return output, (inputs, output, sums, sizes, [x or None for x in flags])
 
 
-def _attend_bwd(kept: tuple, gradient: Any) -> tuple[Array | None, ...]:
-  inputs, output, sums, has_gradient = kept
+def _attend_bwd(kept: tuple, gradient: Any) -> tuple:
+  inputs, output, sums, sizes, (is_first_alone, has_bias_gradient) = kept
   if isinstance(gradient, jax.custom_derivatives.SymbolicZero):
     gradient = jnp.zeros_like(output)
-  of_query, products = _divided(
-    attention_kernels.query_gradient, inputs, output, gradient, sums
-  )
-  others = (gradient, sums, products)
-  of_key, of_value = _divided(
-    attention_kernels.key_value_gradient, inputs, *others
-  )
+  ends = [int(x) for x in np.cumsum([x.shape[0] for x in sizes])]
+  if is_first_alone is not None and len(sizes) > 1:
+    products = jnp.sum(
+      output.astype(jnp.float32) * gradient.astype(jnp.float32), axis=-1
+    ).transpose(0, 2, 1)
+    arrays = output, gradient, sums, products
+    found = _gradient_of_first(inputs, *arrays, num_first=ends[0])
+  else:
+    of_query, products = _divided(
+      attention_kernels.query_gradient, inputs, output, gradient, sums
+    )
+    others = gradient, sums, products
+    found = (
+      of_query,
+      *_divided(attention_kernels.key_value_gradient, inputs, *others),
+    )
   of_bias = jax.tree.map(jnp.zeros_like, inputs.bias)
-  if has_gradient is not None:
-    of_pairs = _divided(attention_kernels.bias_gradient, inputs, *others)
+  if has_bias_gradient is not None:
+    of_pairs = _divided(
+      attention_kernels.bias_gradient, inputs, gradient, sums, products
+    )
     spread = functools.partial(
       relative_position.of_pairs, length=of_pairs.shape[1]
     )
     (of_bias,) = jax.vjp(spread, of_bias.astype(jnp.float32))[1](of_pairs)
     of_bias = of_bias.astype(inputs.bias.dtype)
   of_factors = jax.tree.map(jnp.zeros_like, inputs.factors)
-  return of_query, of_key, of_value, of_bias, of_factors, None
+  parts = (tuple(jnp.split(x, ends[:-1], axis=1)) for x in found)
+  return *parts, of_bias, of_factors, None
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd, symbolic_zeros=True)
+
+
+def _gradient_of_first(
+  inputs: tiling.Inputs,
+  output: Float[Array, "B Q H K"],
+  gradient: Float[Array, "B Q H K"],
+  sums: Float[Array, "B H Q"],
+  products: Float[Array, "B H Q"],
+  *,
+  num_first: int,
+) -> tuple[Array, Array, Array]:
+  """Returns the gradients of query, key and value: of the others they are 0."""
+  query, key, value, bias, factors, lengths = inputs
+  num_queries, num_keys = query.shape[1], key.shape[1]
+  first = lambda x: x[:, :num_first]
+  queries = inputs._replace(
+    query=first(query),
+    bias=None if bias is None else bias[:, num_queries - num_first :],
+  )
+  of_query, _ = _divided(
+    attention_kernels.query_gradient,
+    queries,
+    first(output),
+    first(gradient),
+    sums[:, :, :num_first],
+  )
+  keys = inputs._replace(
+    key=first(key),
+    value=first(value),
+    bias=None if bias is None else bias[:, : num_queries + num_first - 1],
+    factors=None if factors is None else factors[:, :, :num_first],
+    lengths=jnp.minimum(lengths, num_first),
+  )
+  of_key, of_value = _divided(
+    attention_kernels.key_value_gradient, keys, gradient, sums, products
+  )
+  fill = ((0, 0), (0, num_keys - num_first), (0, 0), (0, 0))
+  of_query, of_key, of_value = (
+    jnp.pad(x, fill) for x in (of_query, of_key, of_value)
+  )
+  return of_query, of_key, of_value
 
 
 def _divided(

@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from prompt_tuning import dropout, flash_attention, layers
+from prompt_tuning import attention, dropout, flash_attention, layers
 from prompt_tuning.t5_config import T5Config
 
 # The sum of a layer's residual branch; a name for `jax.checkpoint`.
@@ -22,7 +23,7 @@ def run_layers(
   layer_type: type[nn.Module],
   num_layers: int,
   apply: _Apply,
-  x: Float[Array, "B S D"],
+  x: attention.Inputs,
   config: T5Config,
   rng: dropout.Rng,
 ) -> Float[Array, "B S D"]:
@@ -36,7 +37,7 @@ def run_layers(
     layer_type: of the layers.
     num_layers: how many.
     apply: of a layer, its input and the rng of its dropout.
-    x: input of the first layer.
+    x: input of the first layer, that of the encoder perhaps in two parts.
     config: the sizes.
     rng: of the dropout in all layers.
   """
@@ -45,6 +46,7 @@ def run_layers(
     in_scan = parent.has_variable("params", "layers")
     apply = _rematerialized(apply, config, in_scan=in_scan)
     if in_scan:
+      x = jnp.concatenate(jax.tree.leaves(x), axis=1)
       scan = nn.scan(
         lambda layer, x, rng: (apply(layer, x, rng), None),
         variable_axes={"params": 0},
@@ -55,6 +57,7 @@ def run_layers(
   for i in range(num_layers):
     own = None if rngs is None else rngs[i]
     x = apply(layer_type(config, name=f"layers_{i}"), x, own)
+  assert isinstance(x, Array)  # There is a layer.
   return x
 
 

@@ -5,6 +5,7 @@ Names, shapes, logical axes and numerics are those of T5X's example network.
 """
 
 from flax import linen as nn
+import jax
 from jax import ad_checkpoint
 from jax.experimental import layout
 import jax.numpy as jnp
@@ -89,7 +90,7 @@ class EncoderLayer(nn.Module):
   @nn.compact
   def __call__(
     self,
-    x: Float[Array, "B S D"],
+    x: attention.Inputs,
     mask: Bool[Array, "B 1 S S"] | None,
     bias: Float[Array, "1 H S S"] | Float[Array, "H _"],
     lengths: Int[Array, " B"] | None,
@@ -97,6 +98,9 @@ class EncoderLayer(nn.Module):
   ) -> Float[Array, "B S D"]:
     """Applies the layer; see `attention.Attention` for the arguments."""
     config = self.config
+    norm = _norm(config, "pre_attention_layer_norm")
+    y = jax.tree.map(norm, x)
+    x = jnp.concatenate(jax.tree.leaves(x), axis=1)
     features = (1, config.emb_dim)  # Dropped for all positions at once.
     shapes = {
       "attention": (config.num_heads, 1, x.shape[1]),
@@ -105,7 +109,6 @@ class EncoderLayer(nn.Module):
       "mlp_output": features,
     }
     factors = _draw(config, rng, x, shapes)
-    y = _norm(config, "pre_attention_layer_norm")(x)
     y = _attention(config, "attention")(
       *(y, y, mask, bias),
       lengths=lengths,
@@ -200,8 +203,19 @@ def _encode(
   lengths: Int[Array, " B"] | None,
   *,
   deterministic: bool,
+  behind_prompt: Float[Array, "B T D"] | None = None,
 ) -> Float[Array, "B S D"]:
-  """Runs the encoder's layers as submodules of `parent`, which calls this."""
+  """Runs the encoder's layers as submodules of `parent`, which calls this.
+
+  Args:
+    parent: the encoder.
+    config: the sizes.
+    x: input of the first layer.
+    mask: True = may attend.
+    lengths: see `attention.Attention`.
+    deterministic: no dropout.
+    behind_prompt: what of `x` is behind the prompt, if that is in front.
+  """
   bias = _position_bias(config, bidirectional=True)(x.shape[1])
   if lengths is None:
     bias = relative_position.of_pairs(bias, x.shape[1])[None]
@@ -216,12 +230,20 @@ def _encode(
   # Of the encoder's output T5X drops single elements, not whole features.
   ends = {"input": (1, config.emb_dim), "output": x.shape[1:]}
   factors = _draw(config, around, x, ends)
+  first: attention.Inputs = dropout.drop(x, factors, "input")
+  if behind_prompt is not None and lengths is not None:
+    # In parts: tokens of a frozen embedding have no gradient in a first layer.
+    prompt = x[:, : x.shape[1] - behind_prompt.shape[1]]
+    first = (
+      dropout.drop(prompt, factors, "input"),
+      dropout.drop(behind_prompt, factors, "input"),
+    )
   x = layer_loop.run_layers(
     parent,
     EncoderLayer,
     config.num_encoder_layers,
     lambda layer, x, rng: layer(x, mask, bias, lengths, rng),
-    dropout.drop(x, factors, "input"),
+    first,
     config,
     inside,
   )
@@ -274,8 +296,15 @@ class PromptEncoder(nn.Module):
   ) -> Float[Array, "B S D"]:
     """Joins the prompt, then encodes; dropout falls on the prompt too."""
     joined = self.prompt(tokens, embedded)
+    in_front = self.prompt.join is prompts.prefix_prompt
     return _encode(
-      self, self.config, joined, mask, lengths, deterministic=deterministic
+      self,
+      self.config,
+      joined,
+      mask,
+      lengths,
+      deterministic=deterministic,
+      behind_prompt=embedded if in_front else None,
     )
 
 

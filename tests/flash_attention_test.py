@@ -30,7 +30,7 @@ def kernel(monkeypatch):
   calls, attend = [], flash_attention.attend
 
   def counted(*arguments):
-    calls.append([None if x is None else x.shape for x in arguments])
+    calls.append(arguments)
     return attend(*arguments)
 
   monkeypatch.setattr(flash_attention, "attend", counted)
@@ -185,6 +185,39 @@ def test_the_kernel_computes_what_the_reference_does(
   for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
     error = jnp.linalg.norm(one.astype(jnp.float32) - other)
     assert error < tolerance * jnp.linalg.norm(other)
+
+
+@pytest.mark.parametrize("trained", ["first", "both"])
+def test_parts_have_the_gradients_of_a_whole(trained):
+  """Those of the first alone, if the others are not differentiated."""
+  arguments, weights = example(40, 40, with_bias=True, with_factors=True)
+  query, key, value, *others = arguments
+  split = lambda x: (x[:, :6], x[:, 6:])
+
+  def total(attend, first, second):
+    joined = zip(first, second, strict=True)
+    return jnp.sum(attend(*joined, *others) * weights)
+
+  def whole(*arguments):
+    *parts, bias, factors, lengths = arguments
+    joined = (jnp.concatenate(x, axis=1) for x in parts)
+    return reference(*joined, bias, factors, lengths)
+
+  parts = list(zip(*map(split, (query, key, value)), strict=True))
+  wanted = (0,) if trained == "first" else (0, 1)
+  grad = lambda attend: jax.grad(functools.partial(total, attend), wanted)
+  found = jax.jit(grad(flash_attention.attend))(*parts)
+  expected = jax.jit(grad(whole))(*parts)
+  for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+  jaxpr = jax.make_jaxpr(grad(flash_attention.attend))(*parts)
+  outputs = [
+    [out.aval.shape for out in equation.outvars]
+    for equation in jaxpr.eqns
+    if equation.primitive.name == "pallas_call"
+  ]
+  of_key = (2, 6 if trained == "first" else 40, 2, 16)
+  assert outputs[-1] == [of_key, of_key]
 
 
 @pytest.mark.parametrize("trained", [False, True])
