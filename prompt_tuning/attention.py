@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from prompt_tuning import flash_attention, layers
 
 # An array, or two parts of one.
-Inputs = (
+Features = (
   Float[Array, "B _ D"] | tuple[Float[Array, "B _ D"], Float[Array, "B _ D"]]
 )
 
@@ -45,8 +45,8 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(
     self,
-    inputs_q: Inputs,
-    inputs_kv: Inputs,
+    inputs_q: Features,
+    inputs_kv: Features,
     mask: Bool[Array, "#B 1 #Q _"] | None,
     bias: Float[Array, "1 H M M"] | Float[Array, "H _"] | None,
     *,
@@ -64,7 +64,8 @@ class Attention(nn.Module):
       mask: True = may attend. None: every key is visible. While decoding it is
         as long as the cache, whose empty places need not be masked.
       bias: added to the logits; the relative position bias of all positions,
-        with `lengths` by relative position.
+        with `lengths` by relative position, as `flash_attention.attend` has
+        it.
       lengths: how many positions of `inputs_kv` come before the padding. If
         given, the kernel of `flash_attention` is used, and `mask` is not.
       dropout: factors of the attention weights; a key is dropped for all

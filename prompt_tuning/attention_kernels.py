@@ -26,15 +26,18 @@ BIAS_GRADIENT = tiling.Blocks(queries=64, keys=64, num_warps=4, num_stages=3)
 
 
 def forward(
-  inputs: tiling.Inputs, *, blocks: tiling.Blocks = FORWARD
+  inputs: tiling.Inputs,
 ) -> tuple[Float[Array, "B Q H K"], Float[Array, "B H Q"]]:
-  """Returns the output, and the base 2 logarithm of each softmax's sum."""
+  """Returns the output, and the logarithm to base 2 of the softmax's sums.
+
+  Sums of the exponentials themselves: no maximum is subtracted from the logits.
+  """
   num_rows, num_queries, _, _ = inputs.query.shape
   num_keys = inputs.key.shape[1]
-  blocks = blocks.within(num_queries, num_keys)
+  blocks = FORWARD.within(num_queries, num_keys)
 
   def attention(refs: tiling.Inputs, output_ref: Any, sums_ref: Any) -> None:
-    rows = tiling.block(pl.program_id(0), blocks.queries)
+    rows = tiling.block_at(pl.program_id(0), blocks.queries)
     length = refs.lengths[...]
     query = tiling.load(refs.query, rows, num_queries)
 
@@ -47,7 +50,7 @@ def forward(
       is_last: bool,
     ) -> tuple:
       output, highest, total = carry
-      columns = tiling.block(j, blocks.keys)
+      columns = tiling.block_at(j, blocks.keys)
       end = num_keys if is_last else None
       key = tiling.load(refs.key, columns, end)
       logits = plgpu.dot(query, key.T)
@@ -86,7 +89,7 @@ def forward(
       blocks.keys,
       tiling.bias_of_queries(refs.bias, rows, blocks),
       lambda j: tiling.load_factors(
-        refs, tiling.block(j, blocks.keys), num_keys
+        refs, tiling.block_at(j, blocks.keys), num_keys
       ),
     )
     tiling.store(output_ref, rows, output / total[:, None], num_queries)
@@ -108,8 +111,6 @@ def query_gradient(
   output: Float[Array, "B Q H K"],
   gradient: Float[Array, "B Q H K"],
   sums: Float[Array, "B H Q"],
-  *,
-  blocks: tiling.Blocks = QUERY_GRADIENT,
 ) -> tuple[Float[Array, "B Q H K"], Float[Array, "B H Q"]]:
   """Returns the gradient of the query, and the products of output and gradient.
 
@@ -118,11 +119,10 @@ def query_gradient(
     output: of `forward`.
     gradient: of the output.
     sums: of `forward`.
-    blocks: how the work is divided.
   """
   num_rows, num_queries, _, _ = inputs.query.shape
   num_keys = inputs.key.shape[1]
-  blocks = blocks.within(num_queries, num_keys)
+  blocks = QUERY_GRADIENT.within(num_queries, num_keys)
 
   def attention_query_gradient(
     refs: tiling.Inputs,
@@ -132,7 +132,7 @@ def query_gradient(
     of_query_ref: Any,
     products_ref: Any,
   ) -> None:
-    rows = tiling.block(pl.program_id(0), blocks.queries)
+    rows = tiling.block_at(pl.program_id(0), blocks.queries)
     length = refs.lengths[...]
     query = tiling.load(refs.query, rows, num_queries)
     gradient = tiling.load(gradient_ref, rows, num_queries)
@@ -151,7 +151,7 @@ def query_gradient(
       *,
       is_last: bool,
     ) -> Array:
-      columns = tiling.block(j, blocks.keys)
+      columns = tiling.block_at(j, blocks.keys)
       end = num_keys if is_last else None
       key = tiling.load(refs.key, columns, end)
       value = tiling.load(refs.value, columns, end)
@@ -175,7 +175,7 @@ def query_gradient(
       blocks.keys,
       tiling.bias_of_queries(refs.bias, rows, blocks),
       lambda j: tiling.load_factors(
-        refs, tiling.block(j, blocks.keys), num_keys
+        refs, tiling.block_at(j, blocks.keys), num_keys
       ),
     )
     tiling.store(of_query_ref, rows, of_query, num_queries)
@@ -196,8 +196,6 @@ def key_value_gradient(
   gradient: Float[Array, "B Q H K"],
   sums: Float[Array, "B H Q"],
   products: Float[Array, "B H Q"],
-  *,
-  blocks: tiling.Blocks = KEY_GRADIENT,
 ) -> tuple[Float[Array, "B N H K"], Float[Array, "B N H K"]]:
   """Returns the gradients of key and value.
 
@@ -206,11 +204,10 @@ def key_value_gradient(
     gradient: of the output.
     sums: of `forward`.
     products: of `query_gradient`.
-    blocks: how the work is divided.
   """
   num_rows, num_queries, _, _ = inputs.query.shape
   num_keys = inputs.key.shape[1]
-  blocks = blocks.within(num_queries, num_keys)
+  blocks = KEY_GRADIENT.within(num_queries, num_keys)
 
   def attention_key_value_gradient(
     refs: tiling.Inputs,
@@ -220,7 +217,7 @@ def key_value_gradient(
     of_key_ref: Any,
     of_value_ref: Any,
   ) -> None:
-    columns = tiling.block(pl.program_id(0), blocks.keys)
+    columns = tiling.block_at(pl.program_id(0), blocks.keys)
     length = refs.lengths[...]
     key = tiling.load(refs.key, columns, num_keys)
     value = tiling.load(refs.value, columns, num_keys)
@@ -231,9 +228,10 @@ def key_value_gradient(
       value *= factors
 
     def ahead(i: Array) -> tuple[Array, Array]:
-      rows = tiling.block(i, blocks.queries)
+      rows = tiling.block_at(i, blocks.queries)
       return (
-        tiling.load(sums_ref, rows, num_queries),
+        # Infinite, or queries that there are not had weights beyond all bounds.
+        tiling.load(sums_ref, rows, num_queries, other=jnp.inf),
         tiling.load(products_ref, rows, num_queries),
       )
 
@@ -242,7 +240,7 @@ def key_value_gradient(
     ) -> tuple:
       of_key, of_value = carry
       sums, products = loaded
-      rows = tiling.block(i, blocks.queries)
+      rows = tiling.block_at(i, blocks.queries)
       end = num_queries if is_last else None
       query = tiling.load(refs.query, rows, end)
       gradient = tiling.load(gradient_ref, rows, end)
@@ -291,8 +289,6 @@ def bias_gradient(
   gradient: Float[Array, "B Q H K"],
   sums: Float[Array, "B H Q"],
   products: Float[Array, "B H Q"],
-  *,
-  blocks: tiling.Blocks = BIAS_GRADIENT,
 ) -> Float[Array, "H Q N"]:
   """Returns the gradient of each pair's bias, float32, summed over the rows.
 
@@ -301,11 +297,10 @@ def bias_gradient(
     gradient: of the output.
     sums: of `forward`.
     products: of `query_gradient`.
-    blocks: how the work is divided.
   """
   num_rows, num_queries, num_heads, _ = inputs.query.shape
   num_keys = inputs.key.shape[1]
-  blocks = blocks.within(num_queries, num_keys)
+  blocks = BIAS_GRADIENT.within(num_queries, num_keys)
 
   def attention_bias_gradient(
     refs: tiling.Inputs,
@@ -314,8 +309,8 @@ def bias_gradient(
     products_ref: Any,
     of_bias_ref: Any,
   ) -> None:
-    rows = tiling.block(pl.program_id(0), blocks.queries)
-    columns = tiling.block(pl.program_id(1), blocks.keys)
+    rows = tiling.block_at(pl.program_id(0), blocks.queries)
+    columns = tiling.block_at(pl.program_id(1), blocks.keys)
     bias = tiling.tile(refs.bias, rows, columns, blocks)
 
     def step(b: Array, of_bias: Array) -> Array:
@@ -323,7 +318,7 @@ def bias_gradient(
       key = tiling.load(refs.key, columns, num_keys, b)
       value = tiling.load(refs.value, columns, num_keys, b)
       gradient = tiling.load(gradient_ref, rows, num_queries, b)
-      sums = tiling.load(sums_ref, rows, num_queries, b)
+      sums = tiling.load(sums_ref, rows, num_queries, b, other=jnp.inf)
       products = tiling.load(products_ref, rows, num_queries, b)
       weights = tiling.softmax_weights(
         plgpu.dot(query, key.T), bias, sums[:, None]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention with a bias, padding and dropout, in one kernel and its gradients.
+"""Attention with a bias, padding and dropout, in a kernel and its gradients'.
 
 `jax.nn.dot_product_attention` has such a kernel too, of cuDNN, which is slower
 with a bias, and adds up a gradient of the bias over the batch even if the bias
@@ -79,14 +79,16 @@ def attend(
     value: of each key, likewise.
     bias: added to the logits in the query's dtype; the same for all pairs of a
       relative position, from 1 - Q to N - 1, and constant beyond
-      `relative_position.MAX_DISTANCE`.
+      `relative_position.MAX_DISTANCE`. It is differentiated for Q = N alone.
     factors: of the attention weights, after the softmax: dropout. They have no
       gradient.
-    lengths: how many keys of a row there are; the others are not seen.
+    lengths: how many keys of a row there are, where 0 counts as 1; the others
+      are not seen.
   """
   parts = [x if isinstance(x, tuple) else (x,) for x in (query, key, value)]
   bias = None if bias is None else bias.astype(parts[0][0].dtype)
-  factors = None if factors is None else factors[:, :, 0]
+  if factors is not None:
+    factors = factors[:, :, 0].astype(parts[0][0].dtype)
   return _attend(*parts, bias, factors, jnp.maximum(lengths, 1))
 
 
@@ -115,9 +117,11 @@ def _attend_fwd(*arguments: Any) -> tuple[Array, tuple]:
   *parts, bias, _, _ = arguments
   # Residuals are arrays: their shapes and the structure tell what is not one.
   sizes = tuple(jnp.zeros((x.shape[1], 0)) for x in values[0])
-  is_first_alone = not any(x.perturbed for part in parts for x in part[1:])
-  flags = [is_first_alone, bias is not None and bias.perturbed]
-  return output, (inputs, output, sums, sizes, [x or None for x in flags])
+  rest = [x for part in parts for x in part[1:]]
+  is_first_alone = bool(rest) and not any(x.perturbed for x in rest)
+  has_bias_gradient = bias is not None and bias.perturbed
+  flags = [() if x else None for x in (is_first_alone, has_bias_gradient)]
+  return output, (inputs, output, sums, sizes, flags)
 
 
 def _attend_bwd(kept: tuple, gradient: Any) -> tuple:
@@ -125,7 +129,7 @@ def _attend_bwd(kept: tuple, gradient: Any) -> tuple:
   if isinstance(gradient, jax.custom_derivatives.SymbolicZero):
     gradient = jnp.zeros_like(output)
   ends = [int(x) for x in np.cumsum([x.shape[0] for x in sizes])]
-  if is_first_alone is not None and len(sizes) > 1:
+  if is_first_alone is not None:
     products = jnp.sum(
       output.astype(jnp.float32) * gradient.astype(jnp.float32), axis=-1
     ).transpose(0, 2, 1)
@@ -150,9 +154,8 @@ def _attend_bwd(kept: tuple, gradient: Any) -> tuple:
     )
     (of_bias,) = jax.vjp(spread, of_bias.astype(jnp.float32))[1](of_pairs)
     of_bias = of_bias.astype(inputs.bias.dtype)
-  of_factors = jax.tree.map(jnp.zeros_like, inputs.factors)
   parts = (tuple(jnp.split(x, ends[:-1], axis=1)) for x in found)
-  return *parts, of_bias, of_factors, None
+  return *parts, of_bias, None, None
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd, symbolic_zeros=True)
@@ -210,11 +213,15 @@ def _divided(
   seen here: there it does.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.size == 1 or AxisType.Auto not in mesh.axis_types:
+  if mesh.size == 1 or set(mesh.axis_types) != {AxisType.Auto}:
     return kernel(inputs, *others)
-  num_rows, _, num_heads, _ = inputs.query.shape
-  data = "data" if num_rows % mesh.shape["data"] == 0 else None
-  model = "model" if num_heads % mesh.shape["model"] == 0 else None
+
+  def axis(name: str, size: int) -> str | None:
+    is_divided = name in mesh.shape and size % mesh.shape[name] == 0
+    return name if is_divided else None
+
+  data = axis("data", inputs.query.shape[0])
+  model = axis("model", inputs.query.shape[2])
 
   def spec(x: Any) -> PartitionSpec:
     match x.ndim:

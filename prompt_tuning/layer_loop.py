@@ -23,7 +23,7 @@ def run_layers(
   layer_type: type[nn.Module],
   num_layers: int,
   apply: _Apply,
-  x: attention.Inputs,
+  x: attention.Features,
   config: T5Config,
   rng: dropout.Rng,
 ) -> Float[Array, "B S D"]:

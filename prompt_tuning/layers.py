@@ -85,7 +85,7 @@ class Projection(nn.Module):
     return jnp.dot(inputs.astype(self.dtype), kernel.astype(self.dtype))
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _computed_once(x: Float[Array, "..."]) -> Float[Array, "..."]:
   """Returns x; on a GPU each product of x would compute the last of it again.
 
@@ -94,9 +94,7 @@ def _computed_once(x: Float[Array, "..."]) -> Float[Array, "..."]:
   return lax.optimization_barrier(x)
 
 
-_computed_once.defvjp(
-  lambda x: (_computed_once(x), None), lambda _, gradient: (gradient,)
-)
+_computed_once.defjvps(lambda tangent, _, x: tangent)
 
 
 class RMSNorm(nn.Module):

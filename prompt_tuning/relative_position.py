@@ -84,7 +84,12 @@ class RelativePositionBias(nn.Module):
 def causal(
   values: Float[Array, "H _"], *, masked: float
 ) -> Float[Array, "H _"]:
-  """Adds `masked` to the values of keys that come after their queries."""
+  """Adds `masked` to the values of keys that come after their queries.
+
+  Args:
+    values: of the relative positions 1 - n to n - 1.
+    masked: a large negative number.
+  """
   is_after = np.arange(values.shape[1]) > values.shape[1] // 2
   return values + jnp.where(is_after, masked, 0.0).astype(values.dtype)[None]
 

@@ -82,6 +82,15 @@ def _keep(x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
   return ad_checkpoint.checkpoint_name(x, layer_loop.RESIDUAL)
 
 
+def _rows_first(x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+  """Constrains the layout, for the attention kernel.
+
+  Or XLA makes the batch the minor axis on a GPU, and each layer transposes
+  twice. For a CPU it does not, and would gather the batch for this.
+  """
+  return layout.with_layout_constraint(x, layout.Layout((0, 1, 2)))
+
+
 class EncoderLayer(nn.Module):
   """Self-attention and feed-forward block, each normalised before."""
 
@@ -90,7 +99,7 @@ class EncoderLayer(nn.Module):
   @nn.compact
   def __call__(
     self,
-    x: attention.Inputs,
+    x: attention.Features,
     mask: Bool[Array, "B 1 S S"] | None,
     bias: Float[Array, "1 H S S"] | Float[Array, "H _"],
     lengths: Int[Array, " B"] | None,
@@ -100,7 +109,8 @@ class EncoderLayer(nn.Module):
     config = self.config
     norm = _norm(config, "pre_attention_layer_norm")
     y = jax.tree.map(norm, x)
-    x = jnp.concatenate(jax.tree.leaves(x), axis=1)
+    if isinstance(x, tuple):
+      x = _rows_first(jnp.concatenate(x, axis=1))
     features = (1, config.emb_dim)  # Dropped for all positions at once.
     shapes = {
       "attention": (config.num_heads, 1, x.shape[1]),
@@ -144,7 +154,7 @@ class DecoderLayer(nn.Module):
     """Applies the layer; `lengths` are those of the encoder's rows.
 
     With them, and not while decoding, the bias is by relative position, and
-    says that the layer is causal.
+    masks the keys after a query.
 
     While decoding, several rows in a row may belong to one encoded input, and
     there is no dropout.
@@ -217,33 +227,26 @@ def _encode(
     behind_prompt: what of `x` is behind the prompt, if that is in front.
   """
   bias = _position_bias(config, bidirectional=True)(x.shape[1])
+  parts: attention.Features = x
   if lengths is None:
     bias = relative_position.of_pairs(bias, x.shape[1])[None]
   else:
-    mask = None  # They say what it does.
-    # Or XLA makes the batch the minor axis on a GPU, and each layer transposes
-    # twice. For a CPU it does not, and would gather the batch for this.
-    x = layout.with_layout_constraint(x, layout.Layout((0, 1, 2)))
+    mask = None  # The lengths say what it does.
+    if behind_prompt is not None:  # Of which a first layer needs no gradient.
+      parts = x[:, : x.shape[1] - behind_prompt.shape[1]], behind_prompt
+    parts = jax.tree.map(_rows_first, parts)
   around, inside = dropout.rngs(
     parent, config.dropout_rate, deterministic=deterministic
   )
   # Of the encoder's output T5X drops single elements, not whole features.
   ends = {"input": (1, config.emb_dim), "output": x.shape[1:]}
   factors = _draw(config, around, x, ends)
-  first: attention.Inputs = dropout.drop(x, factors, "input")
-  if behind_prompt is not None and lengths is not None:
-    # In parts: tokens of a frozen embedding have no gradient in a first layer.
-    prompt = x[:, : x.shape[1] - behind_prompt.shape[1]]
-    first = (
-      dropout.drop(prompt, factors, "input"),
-      dropout.drop(behind_prompt, factors, "input"),
-    )
   x = layer_loop.run_layers(
     parent,
     EncoderLayer,
     config.num_encoder_layers,
     lambda layer, x, rng: layer(x, mask, bias, lengths, rng),
-    first,
+    jax.tree.map(lambda part: dropout.drop(part, factors, "input"), parts),
     config,
     inside,
   )

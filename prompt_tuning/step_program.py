@@ -8,7 +8,6 @@ that it needs to know are shapes.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 import contextlib
-import dataclasses
 import functools
 from typing import Any
 
@@ -28,18 +27,6 @@ from prompt_tuning import (
   trainer,
   trials,
 )
-
-
-def network(
-  model: t5.Transformer, state: trials.State, all_trials: Sequence[trials.Trial]
-) -> t5.Transformer:
-  """Returns the network, without the attention kernel where it cannot be."""
-  has_own_bias = any("relpos_bias" in name for name in state.trainable)
-  if len(all_trials) == 1 or not has_own_bias:
-    return model
-  # A kernel has one bias for all of its rows, but each trial trains its own.
-  plain = dataclasses.replace(model.config, attention="plain")
-  return model.clone(config=plain)
 
 
 def state_shardings(

@@ -32,10 +32,11 @@ class T5Config:
     logits_via_embedding: output through the transposed embedding table.
     float32_attention_logits: attention logits in float32 whatever `dtype`.
     one_hot_embedding: see `layers.Embed`.
-    attention: how attention to the encoder's positions is computed: "plain";
-      "kernel", the kernel of `flash_attention`; or "auto", the kernel where it
-      can run. Rows whose padding is not all at the end, packed ones and prompts
-      with a visibility of their own are computed plainly whatever is set.
+    attention: how attention is computed: "plain"; "kernel", that of
+      `flash_attention`; or "auto", the kernel where it can run. Packed rows,
+      prompts of several lengths in a batch or with a visibility of their own,
+      and steps of decoding attend plainly whatever is set. The kernel takes all
+      0 in a row for padding at its end.
     remat: what a layer keeps for the backward pass: "none", whatever XLA
       chooses; "minimal", the results of products and its dropout alone; "full",
       its input and its dropout, so that it is computed twice.

@@ -127,7 +127,7 @@ def bias_of_queries(tiles: Any, rows: pl.Slice, blocks: Blocks) -> Bias | None:
   """Returns the bias of a block of queries and all blocks of keys."""
   if tiles is None:
     return None
-  near = lambda j: tile(tiles, rows, block(j, blocks.keys), blocks)
+  near = lambda j: tile(tiles, rows, block_at(j, blocks.keys), blocks)
   return Bias(_number(tiles, 0), near, _number(tiles, tiles.shape[0] - 1))
 
 
@@ -135,7 +135,7 @@ def bias_of_keys(tiles: Any, columns: pl.Slice, blocks: Blocks) -> Bias | None:
   """Returns the bias of a block of keys and all blocks of queries."""
   if tiles is None:
     return None
-  near = lambda i: tile(tiles, block(i, blocks.queries), columns, blocks)
+  near = lambda i: tile(tiles, block_at(i, blocks.queries), columns, blocks)
   return Bias(_number(tiles, tiles.shape[0] - 1), near, _number(tiles, 0))
 
 
@@ -230,11 +230,11 @@ def tile(
     columns.start - rows.start, int(starts[0]), int(starts[-1])
   )
   step = int(starts[1] - starts[0])
-  tile = lax.div(distance - int(starts[0]), step)
-  return tiles[tile, :, :].astype(jnp.float32)
+  number = lax.div(distance - int(starts[0]), step)
+  return tiles[number, :, :].astype(jnp.float32)
 
 
-def block(i: Array, size: int) -> pl.Slice:
+def block_at(i: Array, size: int) -> pl.Slice:
   """Returns the positions of a block."""
   return pl.Slice(i * size, size)
 
@@ -245,13 +245,18 @@ def positions(block: pl.Slice) -> Int[Array, " S"]:
 
 
 def load(
-  ref: Any, block: pl.Slice, end: int | None, row: Array | None = None
+  ref: Any,
+  block: pl.Slice,
+  end: int | None,
+  row: Array | None = None,
+  *,
+  other: float = 0.0,
 ) -> Array:
-  """Loads a block of a row's positions; those from `end` on are 0."""
+  """Loads a block of a row's positions; those from `end` on are `other`."""
   if end is None:
     return plgpu.load(_at(ref, block, 0, row)[0])
   at, mask = _at(ref, block, end, row)
-  return plgpu.load(at, mask=mask, other=0.0)
+  return plgpu.load(at, mask=mask, other=other)
 
 
 def store(ref: Any, block: pl.Slice, x: Array, end: int) -> None:

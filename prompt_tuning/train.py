@@ -95,7 +95,6 @@ def train(
     like, frozen_like = start.describe_states(
       source, model=model, all_trials=all_trials
     )
-    model = step_program.network(model, like, all_trials)
     shardings = step_program.state_shardings(like, model, config)
     step_fn = step_program.make_step(
       shardings,

@@ -7,12 +7,14 @@ import pathlib
 import subprocess
 import sys
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from prompt_tuning import (
+  attention,
   flash_attention,
   losses,
   prompts,
@@ -82,6 +84,11 @@ def test_loss_and_gradient_are_those_of_plain_attention(
   config = model.config
   num_calls = config.num_encoder_layers + 2 * config.num_decoder_layers
   assert len(kernel) == num_calls
+  query = kernel[0][0]  # The prompt, and tokens that need no gradient.
+  assert [x.shape[1] for x in query] == [
+    5,
+    batch["encoder_input_tokens"].shape[1],
+  ]
   np.testing.assert_allclose(fused[0], plain[0], rtol=1e-5)
   np.testing.assert_allclose(fused[1], plain[1], rtol=1e-4, atol=1e-4)
 
@@ -98,7 +105,18 @@ def test_what_the_kernel_cannot_mask_is_computed_plainly(
     "decoder_segment_ids": jnp.ones_like(tiny_batch["decoder_target_tokens"]),
   }
   plain = {name: x for name, x in params.items() if name != PROMPT}
-  apply(with_kernel(model).clone(prompt=None), plain, tiny_batch | segments)
+  network = with_kernel(model).clone(prompt=None)
+  apply(network, plain, tiny_batch | segments)
+  jax.jit(
+    lambda: network.apply(
+      {"params": traverse_util.unflatten_dict(plain, sep="/")},
+      jnp.zeros((2, 7, model.config.emb_dim)),
+      *(jnp.ones((2, length), jnp.int32) for length in (7, 3, 3)),
+      decoder_segment_ids=jnp.ones((2, 3), jnp.int32),
+      enable_dropout=False,
+      method=network.decode,
+    )
+  )()
   assert not kernel
 
 
@@ -118,8 +136,20 @@ def test_a_wrong_kind_is_refused_by_the_config():
     t5.T5Config(remat="some")
 
 
-def test_auto_is_plain_in_32_bits():
-  assert not flash_attention.is_used("auto", jnp.float32, 64)
+@pytest.mark.parametrize(
+  ("dtype", "head_dim", "expected"),
+  [
+    (jnp.bfloat16, 64, True),
+    (jnp.float32, 64, False),
+    (jnp.bfloat16, 48, False),
+    (jnp.bfloat16, 8, False),
+  ],
+)
+def test_auto_is_the_kernel_where_it_can_run(
+  monkeypatch, dtype, head_dim, expected
+):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert flash_attention.is_used("auto", dtype, head_dim) == expected
 
 
 def reference(query, key, value, bias, factors, lengths):
@@ -136,7 +166,10 @@ def reference(query, key, value, bias, factors, lengths):
 
 
 def example(num_queries, num_keys, *, with_bias, with_factors):
-  """Returns arguments of `attend` in float32, and weights of its output."""
+  """Returns arguments of `attend` in float32, and weights of its output.
+
+  The bias may be "causal".
+  """
   keys = jax.random.split(jax.random.key(0), 6)
   normal = lambda i, length: jax.random.normal(keys[i], (2, length, 2, 16))
   bias = factors = None
@@ -144,6 +177,8 @@ def example(num_queries, num_keys, *, with_bias, with_factors):
     reach = relative_position.MAX_DISTANCE
     distances = np.clip(np.arange(1 - num_queries, num_keys), -reach, reach)
     bias = jax.random.normal(keys[4], (2, 2 * reach + 1))[:, distances + reach]
+    if with_bias == "causal":
+      bias = relative_position.causal(bias, masked=attention.MASKED_LOGIT)
   if with_factors:
     is_kept = jax.random.bernoulli(keys[5], 0.7, (2, 2, 1, num_keys))
     factors = is_kept / 0.7
@@ -156,6 +191,7 @@ def example(num_queries, num_keys, *, with_bias, with_factors):
   ("num_queries", "num_keys", "with_bias", "with_factors"),
   [
     (330, 330, True, True),  # Blocks far apart have no tile of their own.
+    pytest.param(200, 200, "causal", False, marks=pytest.mark.slow),
     (5, 150, False, True),
   ],
 )
@@ -185,6 +221,22 @@ def test_the_kernel_computes_what_the_reference_does(
   for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
     error = jnp.linalg.norm(one.astype(jnp.float32) - other)
     assert error < tolerance * jnp.linalg.norm(other)
+
+
+@pytest.mark.parametrize(
+  "dtype", [jnp.float16, pytest.param(jnp.float32, marks=pytest.mark.slow)]
+)
+def test_logits_may_be_large(dtype):
+  """Also those of the queries with which a kernel fills up its last block."""
+  arguments, weights = example(40, 40, with_bias=True, with_factors=False)
+  *arrays, bias, _, lengths = arguments
+  large = 12 if dtype == jnp.float16 else 95  # exp() of it is infinite.
+  total = lambda *arrays: jnp.sum(
+    flash_attention.attend(*arrays, None, lengths).astype(jnp.float32) * weights
+  )
+  given = [x.astype(dtype) for x in (*arrays, bias + large)]
+  for found in jax.jit(jax.grad(total, (0, 1, 2, 3)))(*given):
+    assert jnp.isfinite(found).all()
 
 
 @pytest.mark.parametrize("trained", ["first", "both"])
@@ -233,12 +285,12 @@ def test_the_kernels_are_lowered_for_a_gpu(monkeypatch, trained):
     return jnp.sum(output.astype(jnp.float32))
 
   grad = jax.grad(total, (0, 1, 2, 3) if trained else (0, 1, 2))
-  batched = jax.vmap(grad, in_axes=(0, None, 0, None, 0))
+  batched = jax.vmap(grad, in_axes=(0, None, 0, 0, 0))
   query, key, value, bias, factors = arrays
   stack = lambda x: jnp.stack([x, x])
   for call, given in (
     (grad, arrays),
-    (batched, (stack(query), key, stack(value), bias, stack(factors))),
+    (batched, (stack(query), key, stack(value), stack(bias), stack(factors))),
   ):
     lowered = jax.jit(call).trace(*given).lower(lowering_platforms=("cuda",))
     text = lowered.as_text()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from flax import traverse_util
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -14,7 +15,7 @@ EOS = 1
 
 # `(tokens int32[B*N], cache) -> (logits float32[B*N, V], cache)`: N hypotheses
 # of a row stand together. Arrays of the cache have a row per hypothesis first,
-# or two for a single one; its scalars are shared.
+# or two for a single one on a GPU; its scalars are shared.
 StepFn = Callable[[Array, PyTree], tuple[Array, PyTree]]
 
 
@@ -133,8 +134,9 @@ def start(
 
   batch_size = encoder_input_tokens.shape[0]
   num_rows = batch_size * num_decodes
-  # A GPU would write out the products of each kernel with a single row.
-  num_copies = 2 if num_rows == 1 else 1
+  # For a GPU XLA writes out the products of each kernel with a single row.
+  is_single = num_rows == 1 and jax.default_backend() == "gpu"
+  num_copies = 2 if is_single else 1
   shape = (num_copies * num_rows, max_decode_length)
   _, created = decode({}, jnp.zeros(shape, jnp.int32), ["cache", "encoded"])
 

@@ -62,6 +62,29 @@ def test_greedy_tokens_equal_t5x(arrays, greedy):
   np.testing.assert_array_equal(tokens, arrays["greedy/tokens"][:, 0])
 
 
+def test_a_single_row_equals_that_of_a_batch(
+  monkeypatch, arrays, model, params, greedy
+):
+  """Of which a GPU makes two."""
+  inputs = arrays["encoder_input_tokens"]
+  search = jax.jit(
+    functools.partial(
+      decoding.beam,
+      model=model,
+      max_decode_length=8,
+      config=decoding.BeamConfig(num_decodes=1),
+    )
+  )
+  tokens = greedy(inputs)
+  beams = search(params, inputs)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  np.testing.assert_array_equal(greedy(inputs[1:2], None), tokens[1:2])
+  for one, other in zip(
+    *map(jax.tree.leaves, (search(params, inputs[1:2]), beams)), strict=True
+  ):
+    np.testing.assert_allclose(one, other[1:2], rtol=1e-5)
+
+
 def test_cached_logits_equal_those_of_one_pass(arrays, params, model):
   inputs = arrays["encoder_input_tokens"]
   tokens = arrays["greedy/tokens"][:, 0]
