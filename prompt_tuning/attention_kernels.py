@@ -7,6 +7,7 @@ padding told by a length for each row, and dropout of whole keys. Arrays are
 transposed. A program computes a block of queries or keys of one head and row.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -25,6 +26,70 @@ KEY_GRADIENT = tiling.Blocks(queries=128, keys=64, num_warps=4, num_stages=2)
 BIAS_GRADIENT = tiling.Blocks(queries=64, keys=64, num_warps=4, num_stages=3)
 
 
+def _attention(
+  refs: tiling.Inputs,
+  output_ref: Any,
+  sums_ref: Any,
+  *,
+  blocks: tiling.Blocks,
+) -> None:
+  rows = tiling.block_at(pl.program_id(0), blocks.queries)
+  length = refs.lengths[...]
+  query = tiling.load(refs.query, rows, blocks.num_queries)
+
+  def step(
+    j: Array,
+    carry: tuple,
+    bias: Array,
+    factors: Array | None,
+    *,
+    is_last: bool,
+  ) -> tuple:
+    output, highest, total = carry
+    columns = tiling.block_at(j, blocks.keys)
+    end = blocks.num_keys if is_last else None
+    key = tiling.load(refs.key, columns, end)
+    logits = plgpu.dot(query, key.T)
+    # One number for all pairs is added where the maximum is subtracted.
+    shift: Any = 0.0
+    if bias.ndim:
+      logits += bias
+    else:
+      shift = bias * tiling.LOG2_E
+    if is_last:
+      is_key = tiling.positions(columns) < length
+      logits = jnp.where(is_key[None], logits, -jnp.inf)
+    new = jnp.maximum(highest, jnp.max(logits, axis=1) * tiling.LOG2_E + shift)
+    weights = tiling.exp2(logits * tiling.LOG2_E - (new - shift)[:, None])
+    shrink = tiling.exp2(highest - new)
+    total = total * shrink + jnp.sum(weights, axis=1)
+    if factors is not None:
+      weights *= factors
+    value = tiling.load(refs.value, columns, end)
+    output = output * shrink[:, None]
+    output += plgpu.dot(weights.astype(value.dtype), value)
+    return output, new, total
+
+  start = (
+    jnp.zeros(query.shape, jnp.float32),
+    jnp.full(blocks.queries, -jnp.inf, jnp.float32),
+    jnp.zeros(blocks.queries, jnp.float32),
+  )
+  output, highest, total = tiling.fold(
+    step,
+    start,
+    rows,
+    length,
+    blocks.keys,
+    tiling.bias_of_queries(refs.bias, rows, blocks),
+    lambda j: tiling.load_factors(
+      refs, tiling.block_at(j, blocks.keys), blocks.num_keys
+    ),
+  )
+  tiling.store(output_ref, rows, output / total[:, None], blocks.num_queries)
+  tiling.store(sums_ref, rows, highest + jnp.log2(total), blocks.num_queries)
+
+
 def forward(
   inputs: tiling.Inputs,
 ) -> tuple[Float[Array, "B Q H K"], Float[Array, "B H Q"]]:
@@ -35,75 +100,78 @@ def forward(
   num_rows, num_queries, _, _ = inputs.query.shape
   num_keys = inputs.key.shape[1]
   blocks = FORWARD.within(num_queries, num_keys)
-
-  def attention(refs: tiling.Inputs, output_ref: Any, sums_ref: Any) -> None:
-    rows = tiling.block_at(pl.program_id(0), blocks.queries)
-    length = refs.lengths[...]
-    query = tiling.load(refs.query, rows, num_queries)
-
-    def step(
-      j: Array,
-      carry: tuple,
-      bias: Array,
-      factors: Array | None,
-      *,
-      is_last: bool,
-    ) -> tuple:
-      output, highest, total = carry
-      columns = tiling.block_at(j, blocks.keys)
-      end = num_keys if is_last else None
-      key = tiling.load(refs.key, columns, end)
-      logits = plgpu.dot(query, key.T)
-      # One number for all pairs is added where the maximum is subtracted.
-      shift: Any = 0.0
-      if bias.ndim:
-        logits += bias
-      else:
-        shift = bias * tiling.LOG2_E
-      if is_last:
-        is_key = tiling.positions(columns) < length
-        logits = jnp.where(is_key[None], logits, -jnp.inf)
-      new = jnp.maximum(
-        highest, jnp.max(logits, axis=1) * tiling.LOG2_E + shift
-      )
-      weights = tiling.exp2(logits * tiling.LOG2_E - (new - shift)[:, None])
-      shrink = tiling.exp2(highest - new)
-      total = total * shrink + jnp.sum(weights, axis=1)
-      if factors is not None:
-        weights *= factors
-      value = tiling.load(refs.value, columns, end)
-      output = output * shrink[:, None]
-      output += plgpu.dot(weights.astype(value.dtype), value)
-      return output, new, total
-
-    start = (
-      jnp.zeros(query.shape, jnp.float32),
-      jnp.full(blocks.queries, -jnp.inf, jnp.float32),
-      jnp.zeros(blocks.queries, jnp.float32),
-    )
-    output, highest, total = tiling.fold(
-      step,
-      start,
-      rows,
-      length,
-      blocks.keys,
-      tiling.bias_of_queries(refs.bias, rows, blocks),
-      lambda j: tiling.load_factors(
-        refs, tiling.block_at(j, blocks.keys), num_keys
-      ),
-    )
-    tiling.store(output_ref, rows, output / total[:, None], num_queries)
-    tiling.store(sums_ref, rows, highest + jnp.log2(total), num_queries)
-
+  kernel = functools.partial(
+    _attention,
+    blocks=blocks,
+  )
   output = jax.ShapeDtypeStruct(inputs.query.shape, inputs.query.dtype)
   return tiling.call(
-    attention,
+    kernel,
     inputs,
     (),
     (output, tiling.sums_like(inputs)),
     blocks,
     grid=(pl.cdiv(num_queries, blocks.queries), num_rows),
   )
+
+
+def _attention_query_gradient(
+  refs: tiling.Inputs,
+  output_ref: Any,
+  gradient_ref: Any,
+  sums_ref: Any,
+  of_query_ref: Any,
+  products_ref: Any,
+  *,
+  blocks: tiling.Blocks,
+) -> None:
+  rows = tiling.block_at(pl.program_id(0), blocks.queries)
+  length = refs.lengths[...]
+  query = tiling.load(refs.query, rows, blocks.num_queries)
+  gradient = tiling.load(gradient_ref, rows, blocks.num_queries)
+  output = tiling.load(output_ref, rows, blocks.num_queries)
+  products = jnp.sum(
+    output.astype(jnp.float32) * gradient.astype(jnp.float32), axis=1
+  )
+  tiling.store(products_ref, rows, products, blocks.num_queries)
+  sums = tiling.load(sums_ref, rows, blocks.num_queries)
+
+  def step(
+    j: Array,
+    of_query: Array,
+    bias: Array,
+    factors: Array | None,
+    *,
+    is_last: bool,
+  ) -> Array:
+    columns = tiling.block_at(j, blocks.keys)
+    end = blocks.num_keys if is_last else None
+    key = tiling.load(refs.key, columns, end)
+    value = tiling.load(refs.value, columns, end)
+    logits = plgpu.dot(query, key.T)
+    weights = tiling.softmax_weights(logits, bias, sums[:, None])
+    if is_last:
+      is_key = tiling.positions(columns) < length
+      weights = jnp.where(is_key[None], weights, 0.0)
+    of_weights = plgpu.dot(gradient, value.T)
+    if factors is not None:
+      of_weights *= factors
+    of_logits = weights * (of_weights - products[:, None])
+    return of_query + plgpu.dot(of_logits.astype(key.dtype), key)
+
+  start = jnp.zeros(query.shape, jnp.float32)
+  of_query = tiling.fold(
+    step,
+    start,
+    rows,
+    length,
+    blocks.keys,
+    tiling.bias_of_queries(refs.bias, rows, blocks),
+    lambda j: tiling.load_factors(
+      refs, tiling.block_at(j, blocks.keys), blocks.num_keys
+    ),
+  )
+  tiling.store(of_query_ref, rows, of_query, blocks.num_queries)
 
 
 def query_gradient(
@@ -123,71 +191,84 @@ def query_gradient(
   num_rows, num_queries, _, _ = inputs.query.shape
   num_keys = inputs.key.shape[1]
   blocks = QUERY_GRADIENT.within(num_queries, num_keys)
-
-  def attention_query_gradient(
-    refs: tiling.Inputs,
-    output_ref: Any,
-    gradient_ref: Any,
-    sums_ref: Any,
-    of_query_ref: Any,
-    products_ref: Any,
-  ) -> None:
-    rows = tiling.block_at(pl.program_id(0), blocks.queries)
-    length = refs.lengths[...]
-    query = tiling.load(refs.query, rows, num_queries)
-    gradient = tiling.load(gradient_ref, rows, num_queries)
-    output = tiling.load(output_ref, rows, num_queries)
-    products = jnp.sum(
-      output.astype(jnp.float32) * gradient.astype(jnp.float32), axis=1
-    )
-    tiling.store(products_ref, rows, products, num_queries)
-    sums = tiling.load(sums_ref, rows, num_queries)
-
-    def step(
-      j: Array,
-      of_query: Array,
-      bias: Array,
-      factors: Array | None,
-      *,
-      is_last: bool,
-    ) -> Array:
-      columns = tiling.block_at(j, blocks.keys)
-      end = num_keys if is_last else None
-      key = tiling.load(refs.key, columns, end)
-      value = tiling.load(refs.value, columns, end)
-      logits = plgpu.dot(query, key.T)
-      weights = tiling.softmax_weights(logits, bias, sums[:, None])
-      if is_last:
-        is_key = tiling.positions(columns) < length
-        weights = jnp.where(is_key[None], weights, 0.0)
-      of_weights = plgpu.dot(gradient, value.T)
-      if factors is not None:
-        of_weights *= factors
-      of_logits = weights * (of_weights - products[:, None])
-      return of_query + plgpu.dot(of_logits.astype(key.dtype), key)
-
-    start = jnp.zeros(query.shape, jnp.float32)
-    of_query = tiling.fold(
-      step,
-      start,
-      rows,
-      length,
-      blocks.keys,
-      tiling.bias_of_queries(refs.bias, rows, blocks),
-      lambda j: tiling.load_factors(
-        refs, tiling.block_at(j, blocks.keys), num_keys
-      ),
-    )
-    tiling.store(of_query_ref, rows, of_query, num_queries)
-
+  kernel = functools.partial(
+    _attention_query_gradient,
+    blocks=blocks,
+  )
   of_query = jax.ShapeDtypeStruct(inputs.query.shape, inputs.query.dtype)
   return tiling.call(
-    attention_query_gradient,
+    kernel,
     inputs,
     (output, gradient, sums),
     (of_query, tiling.sums_like(inputs)),
     blocks,
     grid=(pl.cdiv(num_queries, blocks.queries), num_rows),
+  )
+
+
+def _attention_key_value_gradient(
+  refs: tiling.Inputs,
+  gradient_ref: Any,
+  sums_ref: Any,
+  products_ref: Any,
+  of_key_ref: Any,
+  of_value_ref: Any,
+  *,
+  blocks: tiling.Blocks,
+) -> None:
+  columns = tiling.block_at(pl.program_id(0), blocks.keys)
+  length = refs.lengths[...]
+  key = tiling.load(refs.key, columns, blocks.num_keys)
+  value = tiling.load(refs.value, columns, blocks.num_keys)
+  is_key = (tiling.positions(columns) < length)[:, None]
+  factors = None
+  if refs.factors is not None:
+    factors = tiling.load(refs.factors, columns, blocks.num_keys)[:, None]
+    value *= factors
+
+  def ahead(i: Array) -> tuple[Array, Array]:
+    rows = tiling.block_at(i, blocks.queries)
+    return (
+      # Infinite, or queries that there are not had weights beyond all bounds.
+      tiling.load(sums_ref, rows, blocks.num_queries, other=jnp.inf),
+      tiling.load(products_ref, rows, blocks.num_queries),
+    )
+
+  def step(
+    i: Array, carry: tuple, bias: Array, loaded: tuple, *, is_last: bool
+  ) -> tuple:
+    of_key, of_value = carry
+    sums, products = loaded
+    rows = tiling.block_at(i, blocks.queries)
+    end = blocks.num_queries if is_last else None
+    query = tiling.load(refs.query, rows, end)
+    gradient = tiling.load(gradient_ref, rows, end)
+    weights = tiling.softmax_weights(plgpu.dot(key, query.T), bias, sums[None])
+    of_value += plgpu.dot(weights.astype(gradient.dtype), gradient)
+    of_weights = plgpu.dot(value, gradient.T)
+    of_logits = weights * (of_weights - products[None])
+    of_key += plgpu.dot(of_logits.astype(query.dtype), query)
+    return of_key, of_value
+
+  zeros = jnp.zeros(key.shape, jnp.float32)
+  is_seen = (columns.start < length).astype(jnp.int32)
+  of_key, of_value = tiling.fold(
+    step,
+    (zeros, zeros),
+    columns,
+    is_seen * blocks.num_queries,
+    blocks.queries,
+    tiling.bias_of_keys(refs.bias, columns, blocks),
+    ahead,
+  )
+  if factors is not None:
+    of_value *= factors
+  # Keys that are not seen have no weight of the softmax, but one here.
+  tiling.store(
+    of_key_ref, columns, jnp.where(is_key, of_key, 0.0), blocks.num_keys
+  )
+  tiling.store(
+    of_value_ref, columns, jnp.where(is_key, of_value, 0.0), blocks.num_keys
   )
 
 
@@ -208,79 +289,56 @@ def key_value_gradient(
   num_rows, num_queries, _, _ = inputs.query.shape
   num_keys = inputs.key.shape[1]
   blocks = KEY_GRADIENT.within(num_queries, num_keys)
-
-  def attention_key_value_gradient(
-    refs: tiling.Inputs,
-    gradient_ref: Any,
-    sums_ref: Any,
-    products_ref: Any,
-    of_key_ref: Any,
-    of_value_ref: Any,
-  ) -> None:
-    columns = tiling.block_at(pl.program_id(0), blocks.keys)
-    length = refs.lengths[...]
-    key = tiling.load(refs.key, columns, num_keys)
-    value = tiling.load(refs.value, columns, num_keys)
-    is_key = (tiling.positions(columns) < length)[:, None]
-    factors = None
-    if refs.factors is not None:
-      factors = tiling.load(refs.factors, columns, num_keys)[:, None]
-      value *= factors
-
-    def ahead(i: Array) -> tuple[Array, Array]:
-      rows = tiling.block_at(i, blocks.queries)
-      return (
-        # Infinite, or queries that there are not had weights beyond all bounds.
-        tiling.load(sums_ref, rows, num_queries, other=jnp.inf),
-        tiling.load(products_ref, rows, num_queries),
-      )
-
-    def step(
-      i: Array, carry: tuple, bias: Array, loaded: tuple, *, is_last: bool
-    ) -> tuple:
-      of_key, of_value = carry
-      sums, products = loaded
-      rows = tiling.block_at(i, blocks.queries)
-      end = num_queries if is_last else None
-      query = tiling.load(refs.query, rows, end)
-      gradient = tiling.load(gradient_ref, rows, end)
-      weights = tiling.softmax_weights(
-        plgpu.dot(key, query.T), bias, sums[None]
-      )
-      of_value += plgpu.dot(weights.astype(gradient.dtype), gradient)
-      of_weights = plgpu.dot(value, gradient.T)
-      of_logits = weights * (of_weights - products[None])
-      of_key += plgpu.dot(of_logits.astype(query.dtype), query)
-      return of_key, of_value
-
-    zeros = jnp.zeros(key.shape, jnp.float32)
-    is_seen = (columns.start < length).astype(jnp.int32)
-    of_key, of_value = tiling.fold(
-      step,
-      (zeros, zeros),
-      columns,
-      is_seen * num_queries,
-      blocks.queries,
-      tiling.bias_of_keys(refs.bias, columns, blocks),
-      ahead,
-    )
-    if factors is not None:
-      of_value *= factors
-    # Keys that are not seen have no weight of the softmax, but one here.
-    tiling.store(of_key_ref, columns, jnp.where(is_key, of_key, 0.0), num_keys)
-    tiling.store(
-      of_value_ref, columns, jnp.where(is_key, of_value, 0.0), num_keys
-    )
-
+  kernel = functools.partial(
+    _attention_key_value_gradient,
+    blocks=blocks,
+  )
   like_key = jax.ShapeDtypeStruct(inputs.key.shape, inputs.key.dtype)
   return tiling.call(
-    attention_key_value_gradient,
+    kernel,
     inputs,
     (gradient, sums, products),
     (like_key, like_key),
     blocks,
     grid=(pl.cdiv(num_keys, blocks.keys), num_rows),
     keys_first=True,
+  )
+
+
+def _attention_bias_gradient(
+  refs: tiling.Inputs,
+  gradient_ref: Any,
+  sums_ref: Any,
+  products_ref: Any,
+  of_bias_ref: Any,
+  *,
+  blocks: tiling.Blocks,
+) -> None:
+  rows = tiling.block_at(pl.program_id(0), blocks.queries)
+  columns = tiling.block_at(pl.program_id(1), blocks.keys)
+  bias = tiling.tile(refs.bias, rows, columns, blocks)
+
+  def step(b: Array, of_bias: Array) -> Array:
+    query = tiling.load(refs.query, rows, blocks.num_queries, b)
+    key = tiling.load(refs.key, columns, blocks.num_keys, b)
+    value = tiling.load(refs.value, columns, blocks.num_keys, b)
+    gradient = tiling.load(gradient_ref, rows, blocks.num_queries, b)
+    sums = tiling.load(sums_ref, rows, blocks.num_queries, b, other=jnp.inf)
+    products = tiling.load(products_ref, rows, blocks.num_queries, b)
+    weights = tiling.softmax_weights(
+      plgpu.dot(query, key.T), bias, sums[:, None]
+    )
+    of_weights = plgpu.dot(gradient, value.T)
+    factors = tiling.load_factors(refs, columns, blocks.num_keys, b)
+    if factors is not None:
+      of_weights *= factors
+    is_key = tiling.positions(columns) < refs.lengths[b]
+    of_logits = weights * (of_weights - products[:, None])
+    return of_bias + jnp.where(is_key[None], of_logits, 0.0)
+
+  start = jnp.zeros((blocks.queries, blocks.keys), jnp.float32)
+  of_bias_ref[rows, columns] = lax.fori_loop(
+    0, refs.lengths.shape[0], step, start
   )
 
 
@@ -301,39 +359,10 @@ def bias_gradient(
   num_rows, num_queries, num_heads, _ = inputs.query.shape
   num_keys = inputs.key.shape[1]
   blocks = BIAS_GRADIENT.within(num_queries, num_keys)
-
-  def attention_bias_gradient(
-    refs: tiling.Inputs,
-    gradient_ref: Any,
-    sums_ref: Any,
-    products_ref: Any,
-    of_bias_ref: Any,
-  ) -> None:
-    rows = tiling.block_at(pl.program_id(0), blocks.queries)
-    columns = tiling.block_at(pl.program_id(1), blocks.keys)
-    bias = tiling.tile(refs.bias, rows, columns, blocks)
-
-    def step(b: Array, of_bias: Array) -> Array:
-      query = tiling.load(refs.query, rows, num_queries, b)
-      key = tiling.load(refs.key, columns, num_keys, b)
-      value = tiling.load(refs.value, columns, num_keys, b)
-      gradient = tiling.load(gradient_ref, rows, num_queries, b)
-      sums = tiling.load(sums_ref, rows, num_queries, b, other=jnp.inf)
-      products = tiling.load(products_ref, rows, num_queries, b)
-      weights = tiling.softmax_weights(
-        plgpu.dot(query, key.T), bias, sums[:, None]
-      )
-      of_weights = plgpu.dot(gradient, value.T)
-      factors = tiling.load_factors(refs, columns, num_keys, b)
-      if factors is not None:
-        of_weights *= factors
-      is_key = tiling.positions(columns) < refs.lengths[b]
-      of_logits = weights * (of_weights - products[:, None])
-      return of_bias + jnp.where(is_key[None], of_logits, 0.0)
-
-    start = jnp.zeros((blocks.queries, blocks.keys), jnp.float32)
-    of_bias_ref[rows, columns] = lax.fori_loop(0, num_rows, step, start)
-
+  kernel = functools.partial(
+    _attention_bias_gradient,
+    blocks=blocks,
+  )
   num_blocks = (
     pl.cdiv(num_queries, blocks.queries),
     pl.cdiv(num_keys, blocks.keys),
@@ -344,7 +373,7 @@ def bias_gradient(
     num_blocks[1] * blocks.keys,
   )
   of_bias = tiling.call(
-    attention_bias_gradient,
+    kernel,
     inputs,
     (gradient, sums, products),
     jax.ShapeDtypeStruct(shape, jnp.float32),

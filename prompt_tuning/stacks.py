@@ -217,14 +217,7 @@ def _encode(
 ) -> Float[Array, "B S D"]:
   """Runs the encoder's layers as submodules of `parent`, which calls this.
 
-  Args:
-    parent: the encoder.
-    config: the sizes.
-    x: input of the first layer.
-    mask: True = may attend.
-    lengths: see `attention.Attention`.
-    deterministic: no dropout.
-    behind_prompt: what of `x` is behind the prompt, if that is in front.
+  `behind_prompt` is what of `x` follows a prompt that stands in front.
   """
   bias = _position_bias(config, bidirectional=True)(x.shape[1])
   parts: attention.Features = x

@@ -9,6 +9,7 @@ and all others share a few tiles.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -40,20 +41,26 @@ class Blocks:
     keys: positions of keys in a block, a power of two.
     num_warps: of a program.
     num_stages: of the pipeline that loads the blocks ahead.
+    num_queries: how many positions of queries there are; see `within`.
+    num_keys: the same of keys.
   """
 
   queries: int
   keys: int
   num_warps: int
   num_stages: int
+  num_queries: int = 0
+  num_keys: int = 0
 
   def within(self, num_queries: int, num_keys: int) -> "Blocks":
-    """Returns blocks that are no longer than the positions need."""
+    """Returns the blocks of so many positions, no longer than they need."""
     fit = lambda block, length: max(
       MIN_BLOCK, min(block, pl.next_power_of_2(length))
     )
     queries, keys = fit(self.queries, num_queries), fit(self.keys, num_keys)
-    return dataclasses.replace(self, queries=queries, keys=keys)
+    return Blocks(
+      *(queries, keys, self.num_warps, self.num_stages), num_queries, num_keys
+    )
 
 
 class Inputs(NamedTuple):
@@ -284,7 +291,7 @@ def sums_like(inputs: Inputs) -> jax.ShapeDtypeStruct:
 
 
 def call(
-  kernel: Callable[..., None],
+  kernel: functools.partial,
   inputs: Inputs,
   others: tuple[Array, ...],
   outputs: Any,
@@ -345,7 +352,7 @@ def call(
       num_warps=blocks.num_warps, num_stages=blocks.num_stages
     ),
     interpret=_interpreted(),
-    name=kernel.__name__,
+    name=kernel.func.__name__.lstrip("_"),
   )(inputs, *others)
 
 

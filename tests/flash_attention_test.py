@@ -23,6 +23,15 @@ from prompt_tuning import (
   trainer,
 )
 
+# Interpreted kernels take longer to compile than to run.
+fast_jit = functools.partial(
+  jax.jit,
+  compiler_options={
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+  },
+)
+
 PROMPT = "encoder/prompt/prompt/prompt"
 
 
@@ -59,7 +68,7 @@ def loss_and_gradient(model, params, batch):
   run = functools.partial(
     trainer.loss_fn, model=model.clone(config=config), loss=losses.LossConfig()
   )
-  (loss, _), grads = jax.jit(jax.value_and_grad(run, has_aux=True))(
+  (loss, _), grads = fast_jit(jax.value_and_grad(run, has_aux=True))(
     {PROMPT: params[PROMPT]}, frozen, batch, jax.random.key(3)
   )
   return loss, grads[PROMPT]
@@ -98,7 +107,7 @@ def test_what_the_kernel_cannot_mask_is_computed_plainly(
 ):
   model, params = prompted
   narrow = prompts.PromptConfig(length=5, visibility=("prompt->prompt",))
-  apply = jax.jit(trainer.apply, static_argnums=0)
+  apply = fast_jit(trainer.apply, static_argnums=0)
   apply(with_kernel(model).clone(prompt=narrow), params, tiny_batch)
   segments = {
     "encoder_segment_ids": jnp.ones_like(tiny_batch["encoder_input_tokens"]),
@@ -107,7 +116,7 @@ def test_what_the_kernel_cannot_mask_is_computed_plainly(
   plain = {name: x for name, x in params.items() if name != PROMPT}
   network = with_kernel(model).clone(prompt=None)
   apply(network, plain, tiny_batch | segments)
-  jax.jit(
+  fast_jit(
     lambda: network.apply(
       {"params": traverse_util.unflatten_dict(plain, sep="/")},
       jnp.zeros((2, 7, model.config.emb_dim)),
@@ -211,7 +220,7 @@ def test_the_kernel_computes_what_the_reference_does(
     return jnp.sum(output * weights), output
 
   wanted = (0, 1, 2, 3) if with_bias else (0, 1, 2)
-  grad = lambda attend: jax.jit(
+  grad = lambda attend: fast_jit(
     jax.grad(functools.partial(total, attend), wanted, has_aux=True)
   )
   found = grad(flash_attention.attend)(
@@ -235,7 +244,7 @@ def test_logits_may_be_large(dtype):
     flash_attention.attend(*arrays, None, lengths).astype(jnp.float32) * weights
   )
   given = [x.astype(dtype) for x in (*arrays, bias + large)]
-  for found in jax.jit(jax.grad(total, (0, 1, 2, 3)))(*given):
+  for found in fast_jit(jax.grad(total, (0, 1, 2, 3)))(*given):
     assert jnp.isfinite(found).all()
 
 
@@ -258,8 +267,8 @@ def test_parts_have_the_gradients_of_a_whole(trained):
   parts = list(zip(*map(split, (query, key, value)), strict=True))
   wanted = (0,) if trained == "first" else (0, 1)
   grad = lambda attend: jax.grad(functools.partial(total, attend), wanted)
-  found = jax.jit(grad(flash_attention.attend))(*parts)
-  expected = jax.jit(grad(whole))(*parts)
+  found = fast_jit(grad(flash_attention.attend))(*parts)
+  expected = fast_jit(grad(whole))(*parts)
   for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
   jaxpr = jax.make_jaxpr(grad(flash_attention.attend))(*parts)
@@ -292,7 +301,7 @@ def test_the_kernels_are_lowered_for_a_gpu(monkeypatch, trained):
     (grad, arrays),
     (batched, (stack(query), key, stack(value), stack(bias), stack(factors))),
   ):
-    lowered = jax.jit(call).trace(*given).lower(lowering_platforms=("cuda",))
+    lowered = fast_jit(call).trace(*given).lower(lowering_platforms=("cuda",))
     text = lowered.as_text()
     assert text.count("gpu$xla.gpu.triton") == (4 if trained else 3)
 
