@@ -134,7 +134,11 @@ def shallow_config(tiny_config):
 
 @pytest.mark.parametrize(
   ("kind", "least"),
-  [("int8", 0.99), ("float8", 0.9), ("float8_products", 0.8)],
+  [
+    ("int8", 0.99),
+    pytest.param("float8", 0.9, marks=pytest.mark.slow),
+    ("float8_products", 0.8),
+  ],
 )
 def test_the_gradient_points_where_that_of_float32_does(
   frozen, shallow_config, tiny_batch, kind, least

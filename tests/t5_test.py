@@ -226,6 +226,7 @@ def test_a_prompted_model_refuses_packed_examples(prompted, tiny_batch):
     apply(model, params, tiny_batch, encoder_segment_ids=segments)
 
 
+@pytest.mark.slow
 def test_cached_decoding_equals_one_pass(prompted, tiny_batch):
   model, params, _ = prompted
   variables = {"params": traverse_util.unflatten_dict(params, sep="/")}

@@ -179,6 +179,12 @@ def test_a_finished_run_does_not_train_again(run, copied):
 def test_a_checkpoint_of_another_base_or_partition_is_refused(run, copied):
   with pytest.raises(ValueError, match="was trained on another base"):
     run(copied, "t5.T5Config.num_heads = 2", "t5.T5Config.head_dim = 32")
+  with pytest.raises(ValueError, match="with another partition, prompt or"):
+    run(copied, "PROMPT_REGEX = ['.*/prompt/.*', '.*relpos_bias.*']")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_other_settings_is_refused(run, copied):
   with pytest.raises(ValueError, match="with learning_rate=0.3, now it is 0.1"):
     run(copied, "optim.adafactor.learning_rate = 0.1")
   with pytest.raises(ValueError, match="with RANDOM_SEED=0, now it is 1"):
@@ -189,8 +195,6 @@ def test_a_checkpoint_of_another_base_or_partition_is_refused(run, copied):
     run(copied, "TASK_FEATURE_LENGTHS = {'inputs': 16, 'targets': 4}")
   with pytest.raises(ValueError, match="QUANTIZATION=None, now it is 'int8'"):
     run(copied, "QUANTIZATION = 'int8'")
-  with pytest.raises(ValueError, match="with another partition, prompt or"):
-    run(copied, "PROMPT_REGEX = ['.*/prompt/.*', '.*relpos_bias.*']")
 
 
 def test_a_damaged_checkpoint_is_passed_over(run, copied):
