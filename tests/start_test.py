@@ -33,10 +33,11 @@ DATA = task_data.TaskData("task", [], [], [], LENGTHS, BYTES)
       *(partitioning.MeshConfig(), "none", trials.Sweep()),
       marks=pytest.mark.slow,
     ),
-    (
+    pytest.param(
       partitioning.MeshConfig(2),
       "int8",
       trials.Sweep(learning_rates=(0.1, 0.2)),
+      marks=pytest.mark.slow,
     ),
     (
       partitioning.MeshConfig(parameter_sharding=True),
