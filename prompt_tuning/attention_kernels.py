@@ -7,7 +7,6 @@ padding told by a length for each row, and dropout of whole keys. Arrays are
 transposed. A program computes a block of queries or keys of one head and row.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -75,17 +74,7 @@ def _attention(
     jnp.full(blocks.queries, -jnp.inf, jnp.float32),
     jnp.zeros(blocks.queries, jnp.float32),
   )
-  output, highest, total = tiling.fold(
-    step,
-    start,
-    rows,
-    length,
-    blocks.keys,
-    tiling.bias_of_queries(refs.bias, rows, blocks),
-    lambda j: tiling.load_factors(
-      refs, tiling.block_at(j, blocks.keys), blocks.num_keys
-    ),
-  )
+  output, highest, total = tiling.fold_keys(step, start, rows, refs, blocks)
   tiling.store(output_ref, rows, output / total[:, None], blocks.num_queries)
   tiling.store(sums_ref, rows, highest + jnp.log2(total), blocks.num_queries)
 
@@ -97,21 +86,14 @@ def forward(
 
   Sums of the exponentials themselves: no maximum is subtracted from the logits.
   """
-  num_rows, num_queries, _, _ = inputs.query.shape
-  num_keys = inputs.key.shape[1]
-  blocks = FORWARD.within(num_queries, num_keys)
-  kernel = functools.partial(
-    _attention,
-    blocks=blocks,
-  )
   output = jax.ShapeDtypeStruct(inputs.query.shape, inputs.query.dtype)
   return tiling.call(
-    kernel,
+    _attention,
     inputs,
     (),
     (output, tiling.sums_like(inputs)),
-    blocks,
-    grid=(pl.cdiv(num_queries, blocks.queries), num_rows),
+    FORWARD,
+    over="queries",
   )
 
 
@@ -160,17 +142,7 @@ def _attention_query_gradient(
     return of_query + plgpu.dot(of_logits.astype(key.dtype), key)
 
   start = jnp.zeros(query.shape, jnp.float32)
-  of_query = tiling.fold(
-    step,
-    start,
-    rows,
-    length,
-    blocks.keys,
-    tiling.bias_of_queries(refs.bias, rows, blocks),
-    lambda j: tiling.load_factors(
-      refs, tiling.block_at(j, blocks.keys), blocks.num_keys
-    ),
-  )
+  of_query = tiling.fold_keys(step, start, rows, refs, blocks)
   tiling.store(of_query_ref, rows, of_query, blocks.num_queries)
 
 
@@ -188,21 +160,14 @@ def query_gradient(
     gradient: of the output.
     sums: of `forward`.
   """
-  num_rows, num_queries, _, _ = inputs.query.shape
-  num_keys = inputs.key.shape[1]
-  blocks = QUERY_GRADIENT.within(num_queries, num_keys)
-  kernel = functools.partial(
-    _attention_query_gradient,
-    blocks=blocks,
-  )
   of_query = jax.ShapeDtypeStruct(inputs.query.shape, inputs.query.dtype)
   return tiling.call(
-    kernel,
+    _attention_query_gradient,
     inputs,
     (output, gradient, sums),
     (of_query, tiling.sums_like(inputs)),
-    blocks,
-    grid=(pl.cdiv(num_queries, blocks.queries), num_rows),
+    QUERY_GRADIENT,
+    over="queries",
   )
 
 
@@ -286,22 +251,14 @@ def key_value_gradient(
     sums: of `forward`.
     products: of `query_gradient`.
   """
-  num_rows, num_queries, _, _ = inputs.query.shape
-  num_keys = inputs.key.shape[1]
-  blocks = KEY_GRADIENT.within(num_queries, num_keys)
-  kernel = functools.partial(
-    _attention_key_value_gradient,
-    blocks=blocks,
-  )
   like_key = jax.ShapeDtypeStruct(inputs.key.shape, inputs.key.dtype)
   return tiling.call(
-    kernel,
+    _attention_key_value_gradient,
     inputs,
     (gradient, sums, products),
     (like_key, like_key),
-    blocks,
-    grid=(pl.cdiv(num_keys, blocks.keys), num_rows),
-    keys_first=True,
+    KEY_GRADIENT,
+    over="keys",
   )
 
 
@@ -356,29 +313,21 @@ def bias_gradient(
     sums: of `forward`.
     products: of `query_gradient`.
   """
-  num_rows, num_queries, num_heads, _ = inputs.query.shape
+  _, num_queries, num_heads, _ = inputs.query.shape
   num_keys = inputs.key.shape[1]
   blocks = BIAS_GRADIENT.within(num_queries, num_keys)
-  kernel = functools.partial(
-    _attention_bias_gradient,
-    blocks=blocks,
-  )
-  num_blocks = (
-    pl.cdiv(num_queries, blocks.queries),
-    pl.cdiv(num_keys, blocks.keys),
-  )
+  num_blocks = blocks.numbers
   shape = (
     num_heads,
     num_blocks[0] * blocks.queries,
     num_blocks[1] * blocks.keys,
   )
   of_bias = tiling.call(
-    kernel,
+    _attention_bias_gradient,
     inputs,
     (gradient, sums, products),
     jax.ShapeDtypeStruct(shape, jnp.float32),
     blocks,
-    grid=num_blocks,
-    whole_batch=True,
+    over="pairs",
   )
   return of_bias[:, :num_queries, :num_keys]

@@ -62,6 +62,14 @@ class Blocks:
       *(queries, keys, self.num_warps, self.num_stages), num_queries, num_keys
     )
 
+  @property
+  def numbers(self) -> tuple[int, int]:
+    """How many blocks of queries and of keys there are; see `within`."""
+    return (
+      pl.cdiv(self.num_queries, self.queries),
+      pl.cdiv(self.num_keys, self.keys),
+    )
+
 
 class Inputs(NamedTuple):
   """What attention is computed from.
@@ -201,6 +209,28 @@ def fold(
   return lax.fori_loop(num_whole, num_blocks, last, carry)[0]
 
 
+def fold_keys(
+  step: Callable[..., Any],
+  carry: Any,
+  rows: pl.Slice,
+  refs: Inputs,
+  blocks: Blocks,
+) -> Any:
+  """Folds `step` over the keys that a block of queries sees.
+
+  Their factors are loaded ahead; see `fold`.
+  """
+  return fold(
+    step,
+    carry,
+    rows,
+    refs.lengths[...],
+    blocks.keys,
+    bias_of_queries(refs.bias, rows, blocks),
+    lambda j: load_factors(refs, block_at(j, blocks.keys), blocks.num_keys),
+  )
+
+
 def _tile_starts(blocks: Blocks) -> Int[np.ndarray, " T"]:
   """Returns the relative positions of the first pairs of all tiles.
 
@@ -291,30 +321,37 @@ def sums_like(inputs: Inputs) -> jax.ShapeDtypeStruct:
 
 
 def call(
-  kernel: functools.partial,
+  kernel: Callable[..., None],
   inputs: Inputs,
   others: tuple[Array, ...],
   outputs: Any,
   blocks: Blocks,
   *,
-  grid: tuple[int, int],
-  keys_first: bool = False,
-  whole_batch: bool = False,
+  over: str,
 ) -> Any:
-  """Runs a kernel on a grid for each head.
+  """Runs a kernel for each block of each head.
 
   Args:
     kernel: takes references to inputs, others and outputs: to those of one row
-      and head, so that positions come first. Profilers show its name.
+      and head, so that positions come first; and its blocks. Profilers show its
+      name.
     inputs: of `forward`.
     others: more arrays with axes for rows and heads.
     outputs: shapes and dtypes of the results.
-    blocks: how the work is divided.
-    grid: numbers of the programs of a head; without `whole_batch` the second
-      is the row.
-    keys_first: the tiles of the bias have keys before queries.
-    whole_batch: refer to all rows.
+    blocks: how the work is divided, at most.
+    over: "queries" or "keys", whose blocks, in each row, are the programs of a
+      head; or "pairs" of both, which refer to all rows. Over keys the tiles of
+      the bias have keys before queries.
   """
+  num_rows, num_queries, num_heads, _ = inputs.query.shape
+  blocks = blocks.within(num_queries, inputs.key.shape[1])
+  whole_batch = over == "pairs"
+  of_queries, of_keys = blocks.numbers
+  grid = {
+    "queries": (of_queries, num_rows),
+    "keys": (of_keys, num_rows),
+    "pairs": (of_queries, of_keys),
+  }[over]
   row = lambda b: 0 if whole_batch else b
 
   def spec(x: Any) -> pl.BlockSpec:
@@ -338,21 +375,21 @@ def call(
 
   in_specs = jax.tree.map(spec, (inputs, *others))
   if inputs.bias is not None:
-    tiles = _tiles(inputs.bias, inputs.query.shape[1], blocks)
-    tiles = tiles.swapaxes(2, 3) if keys_first else tiles
+    tiles = _tiles(inputs.bias, num_queries, blocks)
+    tiles = tiles.swapaxes(2, 3) if over == "keys" else tiles
     inputs = inputs._replace(bias=tiles)
     in_specs = (in_specs[0]._replace(bias=of_head(tiles)), *in_specs[1:])
   return pl.pallas_call(
-    kernel,
+    functools.partial(kernel, blocks=blocks),
     out_shape=outputs,
-    grid=(*grid, inputs.query.shape[2]),
+    grid=(*grid, num_heads),
     in_specs=in_specs,
     out_specs=jax.tree.map(of_head if whole_batch else spec, outputs),
     compiler_params=plgpu.CompilerParams(
       num_warps=blocks.num_warps, num_stages=blocks.num_stages
     ),
     interpret=_interpreted(),
-    name=kernel.func.__name__.lstrip("_"),
+    name=kernel.__name__.lstrip("_"),
   )(inputs, *others)
 
 
