@@ -338,8 +338,15 @@ def test_processes_stop_together_and_continue_with_the_same_bits(
     assert "stopped by SIGTERM; step" in texts[0]
   else:
     assert codes[victim] == -signal.SIGKILL
-    assert codes[1 - victim] == 75, "\n".join(texts)
-    assert "most likely because another process has ended" in texts[1 - victim]
+    # The first process holds JAX's service: without it the other is ended by
+    # Python or by its own client of the service, whichever notices first.
+    by_python = (75, "most likely because another process has ended")
+    by_jax = (-signal.SIGABRT, "most likely indicates that another task died")
+    code, text = codes[1 - victim], texts[1 - victim]
+    assert any(
+      code == expected and sentence in text
+      for expected, sentence in [by_python, by_jax][: 2 - victim]
+    ), "\n".join(texts)
   codes, texts = finish(start(stopped, cache, *LONG_RUN, processes=2), stopped)
   assert codes == [0, 0], "\n".join(texts)
   assert f"continuing {stopped} from step" in texts[0]
