@@ -11,7 +11,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from prompt_tuning import flash_attention, layers
+from prompt_tuning import (
+  flash_attention,
+  layers,
+  quantization,
+  unprojected_attention,
+)
 
 # An array, or two parts of one.
 Features = (
@@ -21,6 +26,23 @@ Features = (
 # Added to the logit of a position that may not be attended to. A query without
 # any visible key thereby attends to all keys alike, as in T5X.
 MASKED_LOGIT = -1e10
+
+
+def _masked(mask: Bool[Array, "..."]) -> Float[Array, "..."]:
+  """Returns what is added to logits; True = may attend."""
+  return jnp.where(mask, 0.0, MASKED_LOGIT)
+
+
+def _is_visible(
+  lengths: Int[Array, " B"], num_keys: int
+) -> Bool[Array, "B 1 1 {num_keys}"]:
+  """Returns the mask that `flash_attention.attend` makes of lengths."""
+  places = jnp.arange(num_keys)[None, None, None]
+  return places < jnp.maximum(lengths, 1)[:, None, None, None]
+
+
+def _length(inputs: Features) -> int:
+  return sum(x.shape[1] for x in jax.tree.leaves(inputs))
 
 
 class Attention(nn.Module):
@@ -77,43 +99,96 @@ class Attention(nn.Module):
       keep: use the keys and values in the collection `encoded`; put them there
         if it is mutable. For attention to what all steps of decoding share.
     """
-    scale = math.sqrt(self.head_dim)
+    to_query, to_key, to_value = (
+      self._projection(name) for name in ("query", "key", "value")
+    )
+    if decode:
+      lengths = None  # The kernel is for all positions at once.
+    within = inputs_kv is inputs_q
+    if lengths is not None and within and not self.in_float8:
+      all_three = self._project_jointly(to_query, to_key, to_value, inputs_q)
+      joined = flash_attention.attend_jointly(all_three, bias, dropout, lengths)
+      return self._project_out(joined, inputs_q)
 
-    def project(name: str, inputs: Any, init: layers.Initializer) -> Any:
-      projection = layers.Projection(
-        self.num_heads * self.head_dim,
-        axes=("embed", "joined_kv"),
-        kernel_init=init,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        in_float8=self.in_float8,
-        name=name,
+    query = self._project(to_query, inputs_q)
+    few = unprojected_attention.is_cheaper(_length(inputs_q), self.head_dim)
+    if few and bias is None and not (decode or keep):
+      assert not isinstance(inputs_kv, tuple), "parts come with a bias"
+      if lengths is not None:
+        mask = _is_visible(lengths, inputs_kv.shape[1])
+      joined = self._attend_unprojected(
+        to_key, to_value, query, inputs_kv, mask, dropout
       )
+      return self._project_out(joined, inputs_q)
 
-      def heads(x: Float[Array, "B S D"]) -> Float[Array, "B S H K"]:
-        x = ad_checkpoint.checkpoint_name(projection(x), name)
-        return x.reshape(*x.shape[:2], self.num_heads, self.head_dim)
-
-      return jax.tree.map(heads, inputs)
-
-    query_init = lambda *args: layers.ATTENTION_INIT(*args) / scale
-    query = project("query", inputs_q, query_init)
     kept = self.get_variable("encoded", "key_value") if keep else None
-    if kept is not None:
-      key, value = kept
-    else:
-      key = project("key", inputs_kv, layers.ATTENTION_INIT)
-      value = project("value", inputs_kv, layers.ATTENTION_INIT)
+    key, value = kept or (
+      self._project(to_key, inputs_kv),
+      self._project(to_value, inputs_kv),
+    )
     if keep:  # Nothing happens where the collection is not mutable.
       last = lambda _, new: new
       self.sow("encoded", "key_value", (key, value), reduce_fn=last)
     if decode:
       key, value, mask, bias = self._extend_cache(key, value, mask, bias)
-
-    if lengths is not None and not decode:
+    if lengths is not None:
       joined = flash_attention.attend(query, key, value, bias, dropout, lengths)
     else:
       joined = self._attend_plainly(query, key, value, mask, bias, dropout)
+    return self._project_out(joined, inputs_q)
+
+  def _projection(self, name: str) -> layers.Projection:
+    """Creates the projection to all heads' queries, keys or values."""
+    init = layers.ATTENTION_INIT
+    if name == "query":
+      scale = math.sqrt(self.head_dim)
+      init = lambda *args: layers.ATTENTION_INIT(*args) / scale
+    return layers.Projection(
+      self.num_heads * self.head_dim,
+      axes=("embed", "joined_kv"),
+      kernel_init=init,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      in_float8=self.in_float8,
+      name=name,
+    )
+
+  def _project(self, projection: layers.Projection, inputs: Features) -> Any:
+    """Returns the heads' queries, keys or values, in the parts of `inputs`."""
+
+    def heads(x: Float[Array, "B S D"]) -> Float[Array, "B S H K"]:
+      x = ad_checkpoint.checkpoint_name(projection(x), projection.name)
+      return x.reshape(*x.shape[:2], self.num_heads, self.head_dim)
+
+    return jax.tree.map(heads, inputs)
+
+  def _project_jointly(
+    self,
+    to_query: layers.Projection,
+    to_key: layers.Projection,
+    to_value: layers.Projection,
+    inputs: Features,
+  ) -> Any:
+    """Returns queries, keys and values of one product: `[B, S, 3, H, K]`."""
+    width = jax.tree.leaves(inputs)[0].shape[-1]
+    pairs = [x.kernel_and_scale(width) for x in (to_query, to_key, to_value)]
+    kernels, scales = zip(*pairs, strict=True)
+    # Along an axis of their own, since a mesh may divide the last.
+    kernel = jnp.stack([x.astype(self.dtype) for x in kernels], axis=1)
+
+    def heads(x: Float[Array, "B S D"]) -> Float[Array, "B S 3 H K"]:
+      x = jnp.tensordot(x.astype(self.dtype), kernel, axes=1)
+      if None not in scales:
+        x = quantization.times(x, jnp.stack(scales))
+      x = ad_checkpoint.checkpoint_name(x, "query_key_value")
+      return x.reshape(*x.shape[:3], self.num_heads, self.head_dim)
+
+    return jax.tree.map(heads, inputs)
+
+  def _project_out(
+    self, joined: Float[Array, "B Q H K"], inputs_q: Features
+  ) -> Float[Array, "B Q D"]:
+    """Projects what the heads have found back to the width of the inputs."""
     return layers.Projection(
       jax.tree.leaves(inputs_q)[0].shape[-1],
       axes=("joined_kv", "embed"),
@@ -123,6 +198,38 @@ class Attention(nn.Module):
       in_float8=self.in_float8,
       name="out",
     )(joined.reshape(*joined.shape[:2], -1))
+
+  def _attend_unprojected(
+    self,
+    to_key: layers.Projection,
+    to_value: layers.Projection,
+    query: Float[Array, "B Q H K"],
+    features: Float[Array, "B N D"],
+    mask: Bool[Array, "#B 1 #Q N"] | None,
+    dropout: Float[Array, "B H 1 N"] | None,
+  ) -> Float[Array, "B Q H K"]:
+    """Attends to features without their keys and values."""
+
+    def of_heads(projection: layers.Projection) -> tuple[Array, Array | None]:
+      kernel, scale = projection.kernel_and_scale(features.shape[2])
+      if scale is not None:
+        scale = scale.reshape(query.shape[2:])
+      return kernel.reshape(-1, *query.shape[2:]).astype(self.dtype), scale
+
+    kernel, scale = of_heads(to_key)
+    if scale is not None:
+      query = quantization.times(query, scale)
+    if self.float32_logits:
+      query = query.astype(jnp.float32)
+    seen = unprojected_attention.attend(
+      jnp.einsum("BQHK,DHK->BQHD", query, kernel),
+      features.astype(self.dtype),
+      None if mask is None else _masked(mask),
+      dropout,
+    )
+    kernel, scale = of_heads(to_value)
+    value = jnp.einsum("BQHD,DHK->BQHK", seen, kernel)
+    return value if scale is None else quantization.times(value, scale)
 
   def _attend_plainly(
     self,
@@ -140,7 +247,7 @@ class Attention(nn.Module):
     if bias is not None:
       logits = logits + bias.astype(logits.dtype)
     if mask is not None:
-      logits = logits + jnp.where(mask, 0.0, MASKED_LOGIT).astype(logits.dtype)
+      logits = logits + _masked(mask).astype(logits.dtype)
     weights = jax.nn.softmax(logits).astype(self.dtype)
     if dropout is not None:
       weights = weights * dropout

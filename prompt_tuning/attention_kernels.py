@@ -86,7 +86,9 @@ def forward(
 
   Sums of the exponentials themselves: no maximum is subtracted from the logits.
   """
-  output = jax.ShapeDtypeStruct(inputs.query.shape, inputs.query.dtype)
+  num_rows, num_queries, *_, num_heads, width = inputs.query.shape
+  shape = (num_rows, num_queries, num_heads, width)
+  output = jax.ShapeDtypeStruct(shape, inputs.query.dtype)
   return tiling.call(
     _attention,
     inputs,
@@ -151,8 +153,11 @@ def query_gradient(
   output: Float[Array, "B Q H K"],
   gradient: Float[Array, "B Q H K"],
   sums: Float[Array, "B H Q"],
-) -> tuple[Float[Array, "B Q H K"], Float[Array, "B H Q"]]:
+) -> tuple[Array, Float[Array, "B H Q"]]:
   """Returns the gradient of the query, and the products of output and gradient.
+
+  The gradient has the query's shape. Of joined inputs it lies where the query
+  does, and no more is there yet; see `key_value_gradient`.
 
   Args:
     inputs: of `forward`.
@@ -176,9 +181,7 @@ def _attention_key_value_gradient(
   gradient_ref: Any,
   sums_ref: Any,
   products_ref: Any,
-  of_key_ref: Any,
-  of_value_ref: Any,
-  *,
+  *of_refs: Any,
   blocks: tiling.Blocks,
 ) -> None:
   columns = tiling.block_at(pl.program_id(0), blocks.keys)
@@ -229,12 +232,13 @@ def _attention_key_value_gradient(
   if factors is not None:
     of_value *= factors
   # Keys that are not seen have no weight of the softmax, but one here.
-  tiling.store(
-    of_key_ref, columns, jnp.where(is_key, of_key, 0.0), blocks.num_keys
-  )
-  tiling.store(
-    of_value_ref, columns, jnp.where(is_key, of_value, 0.0), blocks.num_keys
-  )
+  of_key, of_value = (jnp.where(is_key, x, 0.0) for x in (of_key, of_value))
+  if len(of_refs[-1].shape) == len("N3K"):  # One array, given and returned.
+    tiling.store(of_refs[-1], columns, of_key, blocks.num_keys, among=1)
+    tiling.store(of_refs[-1], columns, of_value, blocks.num_keys, among=2)
+  else:
+    tiling.store(of_refs[0], columns, of_key, blocks.num_keys)
+    tiling.store(of_refs[1], columns, of_value, blocks.num_keys)
 
 
 def key_value_gradient(
@@ -242,7 +246,8 @@ def key_value_gradient(
   gradient: Float[Array, "B Q H K"],
   sums: Float[Array, "B H Q"],
   products: Float[Array, "B H Q"],
-) -> tuple[Float[Array, "B N H K"], Float[Array, "B N H K"]]:
+  into: Float[Array, "B N 3 H K"] | None = None,
+) -> tuple[Float[Array, "B N H K"], ...] | Float[Array, "B N 3 H K"]:
   """Returns the gradients of key and value.
 
   Args:
@@ -250,15 +255,18 @@ def key_value_gradient(
     gradient: of the output.
     sums: of `forward`.
     products: of `query_gradient`.
+    into: for joined inputs the gradient that `query_gradient` has returned, of
+      as many positions as keys. It is completed, and is the result.
   """
   like_key = jax.ShapeDtypeStruct(inputs.key.shape, inputs.key.dtype)
   return tiling.call(
     _attention_key_value_gradient,
     inputs,
     (gradient, sums, products),
-    (like_key, like_key),
+    (like_key, like_key) if into is None else like_key,
     KEY_GRADIENT,
     over="keys",
+    into=into,
   )
 
 
@@ -313,7 +321,7 @@ def bias_gradient(
     sums: of `forward`.
     products: of `query_gradient`.
   """
-  _, num_queries, num_heads, _ = inputs.query.shape
+  _, num_queries, *_, num_heads, _ = inputs.query.shape
   num_keys = inputs.key.shape[1]
   blocks = BIAS_GRADIENT.within(num_queries, num_keys)
   num_blocks = blocks.numbers

@@ -62,11 +62,10 @@ def draw(
   is_kept = jax.random.bernoulli(rng, 1.0 - rate, (num_rows, int(offsets[-1])))
   kept = 1.0 / (1.0 - rate) if rate < 1.0 else 0.0
   factors = jnp.where(is_kept, kept, 0.0).astype(dtype)
-  factors = lax.optimization_barrier(factors)  # Or each use draws them again.
-  factors = ad_checkpoint.checkpoint_name(factors, NAME)
   parts = [_whole(part) for part in jnp.split(factors, offsets[:-1], axis=1)]
+  parts = lax.optimization_barrier(parts)  # Or each use draws them again.
   return {
-    place: part.reshape(num_rows, *shape)
+    place: ad_checkpoint.checkpoint_name(part, NAME).reshape(num_rows, *shape)
     for (place, shape), part in zip(shapes.items(), parts, strict=True)
   }
 

@@ -27,6 +27,10 @@ Parts = (
   Float[Array, "B _ H K"]
   | tuple[Float[Array, "B _ H K"], Float[Array, "B _ H K"]]
 )
+JoinedParts = (
+  Float[Array, "B _ 3 H K"]
+  | tuple[Float[Array, "B _ 3 H K"], Float[Array, "B _ 3 H K"]]
+)
 
 # What the backward pass needs of the forward pass; names for `jax.checkpoint`.
 KEPT = ("attention_output", "attention_sums")
@@ -85,21 +89,53 @@ def attend(
     lengths: how many keys of a row there are, where 0 counts as 1; the others
       are not seen.
   """
-  parts = [x if isinstance(x, tuple) else (x,) for x in (query, key, value)]
-  bias = None if bias is None else bias.astype(parts[0][0].dtype)
+  return _call(bias, factors, lengths, query, key, value)
+
+
+def attend_jointly(
+  query_key_value: JoinedParts,
+  bias: Float[Array, "H _"] | None,
+  factors: Float[Array, "B H 1 S"] | None,
+  lengths: Int[Array, " B"],
+) -> Float[Array, "B S H K"]:
+  """Attends as `attend` does, from each position to those of the same row.
+
+  Args:
+    query_key_value: one array of all three, as one product makes them, or its
+      parts. Its gradient is one array too, for one product.
+    bias: see `attend`.
+    factors: see `attend`.
+    lengths: see `attend`.
+  """
+  return _call(bias, factors, lengths, query_key_value)
+
+
+def _call(
+  bias: Array | None, factors: Array | None, lengths: Array, *arrays: Any
+) -> Array:
+  """Brings the arguments into one form."""
+  parts = tuple(x if isinstance(x, tuple) else (x,) for x in arrays)
+  dtype = parts[0][0].dtype
+  bias = None if bias is None else bias.astype(dtype)
   if factors is not None:
-    factors = factors[:, :, 0].astype(parts[0][0].dtype)
-  return _attend(*parts, bias, factors, jnp.maximum(lengths, 1))
+    factors = factors[:, :, 0].astype(dtype)
+  return _attend(parts, bias, factors, jnp.maximum(lengths, 1))
 
 
 @jax.custom_vjp
-def _attend(query: Any, key: Any, value: Any, *others: Any) -> Array:
-  joined = (_join(x) for x in (query, key, value))
-  return _forward(tiling.Inputs(*joined, *others))[0]
+def _attend(arrays: tuple[tuple[Array, ...], ...], *others: Any) -> Array:
+  """Takes the parts of query, key and value, or those of the one array."""
+  return _forward(_inputs(arrays, *others))[0]
 
 
-def _join(parts: tuple[Array, ...]) -> Float[Array, "B S H K"]:
-  return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+def _inputs(
+  arrays: tuple[tuple[Array, ...], ...], *others: Any
+) -> tiling.Inputs:
+  joined = [
+    parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+    for parts in arrays
+  ]
+  return tiling.Inputs(*(joined * 3 if len(joined) == 1 else joined), *others)
 
 
 def _forward(inputs: tiling.Inputs) -> tuple[Array, Array]:
@@ -109,15 +145,15 @@ def _forward(inputs: tiling.Inputs) -> tuple[Array, Array]:
 def _attend_fwd(*arguments: Any) -> tuple[Array, tuple]:
   """Keeps what the gradient needs, and which gradients there are."""
   values = jax.custom_derivatives.custom_vjp_primal_tree_values(arguments)
-  inputs = tiling.Inputs(*map(_join, values[:3]), *values[3:])
+  inputs = _inputs(*values)
   output, sums = (
     ad_checkpoint.checkpoint_name(x, name)
     for x, name in zip(_forward(inputs), KEPT, strict=True)
   )
-  *parts, bias, _, _ = arguments
+  arrays, bias, _, _ = arguments
   # Residuals are arrays: their shapes and the structure tell what is not one.
-  sizes = tuple(jnp.zeros((x.shape[1], 0)) for x in values[0])
-  rest = [x for part in parts for x in part[1:]]
+  sizes = tuple(jnp.zeros((x.shape[1], 0)) for x in values[0][0])
+  rest = [x for parts in arrays for x in parts[1:]]
   is_first_alone = bool(rest) and not any(x.perturbed for x in rest)
   has_bias_gradient = bias is not None and bias.perturbed
   flags = [() if x else None for x in (is_first_alone, has_bias_gradient)]
@@ -139,11 +175,7 @@ def _attend_bwd(kept: tuple, gradient: Any) -> tuple:
     of_query, products = _divided(
       attention_kernels.query_gradient, inputs, output, gradient, sums
     )
-    others = gradient, sums, products
-    found = (
-      of_query,
-      *_divided(attention_kernels.key_value_gradient, inputs, *others),
-    )
+    found = _completed(of_query, inputs, gradient, sums, products)
   of_bias = jax.tree.map(jnp.zeros_like, inputs.bias)
   if has_bias_gradient is not None:
     of_pairs = _divided(
@@ -154,11 +186,21 @@ def _attend_bwd(kept: tuple, gradient: Any) -> tuple:
     )
     (of_bias,) = jax.vjp(spread, of_bias.astype(jnp.float32))[1](of_pairs)
     of_bias = of_bias.astype(inputs.bias.dtype)
-  parts = (tuple(jnp.split(x, ends[:-1], axis=1)) for x in found)
-  return *parts, of_bias, None, None
+  parts = tuple(tuple(jnp.split(x, ends[:-1], axis=1)) for x in found)
+  return parts, of_bias, None, None
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd, symbolic_zeros=True)
+
+
+def _completed(
+  of_query: Array, inputs: tiling.Inputs, *others: Array
+) -> tuple[Array, ...]:
+  """Returns the gradients of query, key and value, or that of the one array."""
+  kernel = attention_kernels.key_value_gradient
+  if inputs.are_joined:
+    return (_divided(kernel, inputs, *others, of_query),)
+  return of_query, *_divided(kernel, inputs, *others)
 
 
 def _gradient_of_first(
@@ -169,8 +211,8 @@ def _gradient_of_first(
   products: Float[Array, "B H Q"],
   *,
   num_first: int,
-) -> tuple[Array, Array, Array]:
-  """Returns the gradients of query, key and value: of the others they are 0."""
+) -> tuple[Array, ...]:
+  """Returns the gradients of all positions, which are 0 but for the first."""
   query, key, value, bias, factors, lengths = inputs
   num_queries, num_keys = query.shape[1], key.shape[1]
   first = lambda x: x[:, :num_first]
@@ -192,14 +234,10 @@ def _gradient_of_first(
     factors=None if factors is None else factors[:, :, :num_first],
     lengths=jnp.minimum(lengths, num_first),
   )
-  of_key, of_value = _divided(
-    attention_kernels.key_value_gradient, keys, gradient, sums, products
-  )
-  fill = ((0, 0), (0, num_keys - num_first), (0, 0), (0, 0))
-  of_query, of_key, of_value = (
-    jnp.pad(x, fill) for x in (of_query, of_key, of_value)
-  )
-  return of_query, of_key, of_value
+  found = _completed(of_query, keys, gradient, sums, products)
+  fill = [(0, 0)] * query.ndim
+  fill[1] = (0, num_keys - num_first)
+  return tuple(jnp.pad(x, fill) for x in found)
 
 
 def _divided(
@@ -221,16 +259,13 @@ def _divided(
     return name if is_divided else None
 
   data = axis("data", inputs.query.shape[0])
-  model = axis("model", inputs.query.shape[2])
+  model = axis("model", inputs.query.shape[-2])
 
   def spec(x: Any) -> PartitionSpec:
-    match x.ndim:
-      case 4:
-        return PartitionSpec(data, None, model)
-      case 3:
-        return PartitionSpec(data, model)
-      case _:
-        return PartitionSpec(data)
+    heads_at = {len("BHN"): 1, len("BNHK"): 2, len("BN3HK"): 3}.get(x.ndim)
+    if heads_at is None:
+      return PartitionSpec(data)
+    return PartitionSpec(data, *[None] * (heads_at - 1), model)
 
   of_bias = PartitionSpec(model)
   in_specs = jax.tree.map(spec, (inputs, *others))

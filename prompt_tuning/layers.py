@@ -7,6 +7,8 @@ and head width minor in a joined axis, and nothing has a bias vector.
 """
 
 from collections.abc import Callable
+import functools
+import operator
 
 from flax import linen as nn
 from flax.linen import partitioning
@@ -14,7 +16,7 @@ import jax
 from jax import ad_checkpoint, lax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from prompt_tuning import quantization
 
@@ -22,7 +24,7 @@ Initializer = Callable[..., Array]
 
 # The products of a layer, whose recomputation would cost as much as they did;
 # names for `jax.checkpoint`.
-PRODUCTS = ("query", "key", "value", "wi")
+PRODUCTS = ("query", "key", "value", "query_key_value", "wi")
 
 
 def _fused(init: Initializer) -> Initializer:
@@ -59,25 +61,33 @@ class Projection(nn.Module):
   in_float8: bool = False
 
   @nn.compact
+  def kernel_and_scale(
+    self, num_inputs: int
+  ) -> tuple[
+    Shaped[Array, "{num_inputs} {self.features}"],
+    Float[Array, " {self.features}"] | None,
+  ]:
+    """Returns the kernel, and the scales of its outputs if it is of 8 bits."""
+    kernel = partitioning.param_with_axes(
+      "kernel",
+      self.kernel_init,
+      (num_inputs, self.features),
+      self.param_dtype,
+      axes=self.axes,
+    )
+    if not self.has_variable("params", "kernel_scale"):
+      return kernel, None
+    scale: Array = self.get_variable("params", "kernel_scale")
+    return kernel, nn.with_logical_constraint(scale, self.axes[1:])
+
   def __call__(
     self, inputs: Float[Array, "... N"]
   ) -> Float[Array, "... {self.features}"]:
     """Projects the last axis."""
-    kernel = partitioning.param_with_axes(
-      "kernel",
-      self.kernel_init,
-      (inputs.shape[-1], self.features),
-      self.param_dtype,
-      axes=self.axes,
-    )
-    if self.has_variable("params", "kernel_scale"):
-      scale: Array = self.get_variable("params", "kernel_scale")
+    kernel, scale = self.kernel_and_scale(inputs.shape[-1])
+    if scale is not None:
       return quantization.product(
-        inputs,
-        kernel,
-        nn.with_logical_constraint(scale, self.axes[1:]),
-        dtype=self.dtype,
-        in_float8=self.in_float8,
+        inputs, kernel, scale, dtype=self.dtype, in_float8=self.in_float8
       )
     if inputs.dtype == kernel.dtype and self.dtype == jnp.float32:
       # Sums in float32 what is exact in it, without copies in float32.
@@ -167,6 +177,26 @@ class Embed(nn.Module):
     return jnp.dot(x.astype(jnp.float32), table.T)
 
 
+@functools.partial(jax.checkpoint, static_argnums=2)
+def _gated(
+  hidden: tuple[Float[Array, "B N F"], ...],
+  dropout: Float[Array, "B 1 F"] | None,
+  activations: tuple[str, ...],
+) -> Float[Array, "B N F"]:
+  """Returns the product of the activations.
+
+  The backward pass computes them again rather than keep them: reading and
+  writing takes longer on a GPU.
+  """
+  activated = [
+    x if activation == "linear" else getattr(jax.nn, activation)(x)
+    for x, activation in zip(hidden, activations, strict=True)
+  ]
+  if dropout is not None:
+    activated.append(dropout)
+  return functools.reduce(operator.mul, activated)
+
+
 class MLP(nn.Module):
   """T5's feed-forward block, gated if there are two activations.
 
@@ -198,9 +228,9 @@ class MLP(nn.Module):
       dropout: factors of the inner features, of all positions at once. See
         `dropout.draw`.
     """
-    gated = None
-    for i, activation in enumerate(self.activations):
-      hidden = Projection(
+    hidden = []
+    for i in range(len(self.activations)):
+      projected = Projection(
         self.features,
         axes=("embed", "mlp"),
         dtype=self.dtype,
@@ -208,13 +238,8 @@ class MLP(nn.Module):
         in_float8=self.in_float8,
         name="wi" if len(self.activations) == 1 else f"wi_{i}",
       )(x)
-      hidden = ad_checkpoint.checkpoint_name(hidden, "wi")
-      if activation != "linear":
-        hidden = getattr(jax.nn, activation)(hidden)
-      gated = hidden if gated is None else gated * hidden
-    assert gated is not None, "activations must not be empty"
-    if dropout is not None:
-      gated = gated * dropout
+      hidden.append(ad_checkpoint.checkpoint_name(projected, "wi"))
+    gated = _gated(tuple(hidden), dropout, self.activations)
     return Projection(
       x.shape[-1],
       axes=("mlp", "embed"),

@@ -120,14 +120,12 @@ def product(
   if in_float8:
     return _float8_product(inputs, kernel, scale)
   # The scales behind the product, where there is less to multiply.
-  return _times(jnp.dot(inputs, kernel.astype(dtype)), scale)
+  return times(jnp.dot(inputs, kernel.astype(dtype)), scale)
 
 
-def _times(
-  x: Float[Array, "*B M"], scale: Float[Array, " M"]
-) -> Float[Array, "*B M"]:
-  """Multiplies the last axis in float32, and keeps the dtype of `x`."""
-  scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+def times(x: Float[Array, "*B"], scale: Float[Array, "*M"]) -> Array:
+  """Multiplies the last axes in float32, and keeps the dtype of `x`."""
+  scale = scale.reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
   return (x.astype(jnp.float32) * scale).astype(x.dtype)
 
 
@@ -137,7 +135,7 @@ def _float8_product(
   kernel: Float8e4m3fn[Array, "N M"],
   scale: Float[Array, " M"],
 ) -> Float[Array, "*B M"]:
-  return _times(_float8_dot(inputs, kernel), scale)
+  return times(_float8_dot(inputs, kernel), scale)
 
 
 def _float8_dot(
@@ -162,7 +160,7 @@ def _backward(
 ) -> tuple[Array, None, None]:
   """Returns the gradient of the inputs: what is frozen has none."""
   kernel, scale = kept
-  return _float8_dot(_times(grads, scale), kernel.T), None, None
+  return _float8_dot(times(grads, scale), kernel.T), None, None
 
 
 _float8_product.defvjp(_forward, _backward)

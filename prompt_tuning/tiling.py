@@ -75,7 +75,8 @@ class Inputs(NamedTuple):
   """What attention is computed from.
 
   Attributes:
-    query: in 16 bits, as are key and value.
+    query: in 16 bits, as are key and value; or all three are one array, in
+      which they lie along its third axis.
     key: of each position.
     value: of each key.
     bias: added to the logits: by relative position, from 1 - Q to N - 1, a key
@@ -85,12 +86,17 @@ class Inputs(NamedTuple):
       not seen.
   """
 
-  query: Float[Array, "B Q H K"]
-  key: Float[Array, "B N H K"]
-  value: Float[Array, "B N H K"]
+  query: Float[Array, "B Q H K"] | Float[Array, "B Q 3 H K"]
+  key: Float[Array, "B N H K"] | Float[Array, "B N 3 H K"]
+  value: Float[Array, "B N H K"] | Float[Array, "B N 3 H K"]
   bias: Float[Array, "H Q+N-1"] | None
   factors: Float[Array, "B H N"] | None
   lengths: Int[Array, " B"]
+
+  @property
+  def are_joined(self) -> bool:
+    """Whether query, key and value are one array."""
+    return self.query.ndim == len("BQ3HK")
 
 
 def exp2(x: Array) -> Array:
@@ -296,17 +302,28 @@ def load(
   return plgpu.load(at, mask=mask, other=other)
 
 
-def store(ref: Any, block: pl.Slice, x: Array, end: int) -> None:
-  """Stores a block of positions but those from `end` on."""
-  at, mask = _at(ref, block, end, None)
+def store(
+  ref: Any, block: pl.Slice, x: Array, end: int, *, among: int | None = None
+) -> None:
+  """Stores a block of positions but those from `end` on.
+
+  `among` tells which of several arrays along the axis behind positions it is.
+  """
+  at, mask = _at(ref, block, end, None, among)
   plgpu.store(at, x.astype(ref.dtype), mask=mask)
 
 
 def _at(
-  ref: Any, block: pl.Slice, end: int, row: Array | None
+  ref: Any,
+  block: pl.Slice,
+  end: int,
+  row: Array | None,
+  among: int | None = None,
 ) -> tuple[Any, Array]:
   """Returns a reference to a block, and which of its positions there are."""
-  index = (block,) if row is None else (row, block)
+  index: tuple = (block,) if row is None else (row, block)
+  if among is not None:
+    index = (*index, jnp.int32(among))
   is_inside = positions(block) < end
   if len(ref.shape) > len(index):  # Features follow.
     return ref.at[(*index, slice(None))], is_inside[:, None]
@@ -315,7 +332,7 @@ def _at(
 
 def sums_like(inputs: Inputs) -> jax.ShapeDtypeStruct:
   """Returns the shape of a number for each query, in float32."""
-  num_rows, num_queries, num_heads, _ = inputs.query.shape
+  num_rows, num_queries, *_, num_heads, _ = inputs.query.shape
   shape = (num_rows, num_heads, num_queries)
   return jax.ShapeDtypeStruct(shape, jnp.float32)
 
@@ -328,6 +345,7 @@ def call(
   blocks: Blocks,
   *,
   over: str,
+  into: Array | None = None,
 ) -> Any:
   """Runs a kernel for each block of each head.
 
@@ -337,13 +355,16 @@ def call(
       name.
     inputs: of `forward`.
     others: more arrays with axes for rows and heads.
-    outputs: shapes and dtypes of the results.
+    outputs: shapes and dtypes of the results. One with a third axis, as joined
+      inputs have it, stands for what lies there first.
     blocks: how the work is divided, at most.
     over: "queries" or "keys", whose blocks, in each row, are the programs of a
       head; or "pairs" of both, which refer to all rows. Over keys the tiles of
       the bias have keys before queries.
+    into: becomes the output, where the kernel does not overwrite it; the
+      kernel takes references to both, with the third axis.
   """
-  num_rows, num_queries, num_heads, _ = inputs.query.shape
+  num_rows, num_queries, *_, num_heads, _ = inputs.query.shape
   blocks = blocks.within(num_queries, inputs.key.shape[1])
   whole_batch = over == "pairs"
   of_queries, of_keys = blocks.numbers
@@ -354,17 +375,22 @@ def call(
   }[over]
   row = lambda b: 0 if whole_batch else b
 
-  def spec(x: Any) -> pl.BlockSpec:
+  def spec(x: Any, among: int | None = 0) -> pl.BlockSpec:
     rows = x.shape[0] if whole_batch else None
-    match len(x.shape):
-      case 4:
+    match x.shape:
+      case (_, positions, number, _, width):
+        number = number if among is None else None
         return pl.BlockSpec(
-          (rows, x.shape[1], None, x.shape[3]),
-          lambda _, b, h: (row(b), 0, h, 0),
+          (rows, positions, number, None, width),
+          lambda _, b, h: (row(b), 0, among or 0, h, 0),
         )
-      case 3:
+      case (_, positions, _, width):
         return pl.BlockSpec(
-          (rows, None, x.shape[2]), lambda _, b, h: (row(b), h, 0)
+          (rows, positions, None, width), lambda _, b, h: (row(b), 0, h, 0)
+        )
+      case (_, _, positions):
+        return pl.BlockSpec(
+          (rows, None, positions), lambda _, b, h: (row(b), h, 0)
         )
       case _:
         return pl.BlockSpec((rows,), lambda _, b, h: (row(b),))
@@ -374,17 +400,26 @@ def call(
     return pl.BlockSpec((None, *x.shape[1:]), lambda _, b, h: (h, *zeros))
 
   in_specs = jax.tree.map(spec, (inputs, *others))
+  of_key, of_value = spec(inputs.key, 1), spec(inputs.value, 2)
+  in_specs = (in_specs[0]._replace(key=of_key, value=of_value), *in_specs[1:])
   if inputs.bias is not None:
     tiles = _tiles(inputs.bias, num_queries, blocks)
     tiles = tiles.swapaxes(2, 3) if over == "keys" else tiles
     inputs = inputs._replace(bias=tiles)
     in_specs = (in_specs[0]._replace(bias=of_head(tiles)), *in_specs[1:])
+  out_specs = jax.tree.map(of_head if whole_batch else spec, outputs)
+  aliases = {}
+  if into is not None:
+    aliases[len(jax.tree.leaves((inputs, others)))] = 0
+    out_specs = spec(into, None)
+    in_specs, others = (*in_specs, out_specs), (*others, into)
   return pl.pallas_call(
     functools.partial(kernel, blocks=blocks),
     out_shape=outputs,
     grid=(*grid, num_heads),
     in_specs=in_specs,
-    out_specs=jax.tree.map(of_head if whole_batch else spec, outputs),
+    out_specs=out_specs,
+    input_output_aliases=aliases,
     compiler_params=plgpu.CompilerParams(
       num_warps=blocks.num_warps, num_stages=blocks.num_stages
     ),

@@ -38,13 +38,17 @@ PROMPT = "encoder/prompt/prompt/prompt"
 @pytest.fixture
 def kernel(monkeypatch):
   """Lets "kernel" be the kernel, on a CPU and in 32 bits; counts the calls."""
-  calls, attend = [], flash_attention.attend
+  calls = []
 
-  def counted(*arguments):
-    calls.append(arguments)
-    return attend(*arguments)
+  def count(attend):
+    def counted(*arguments):
+      calls.append(arguments)
+      return attend(*arguments)
 
-  monkeypatch.setattr(flash_attention, "attend", counted)
+    monkeypatch.setattr(flash_attention, attend.__name__, counted)
+
+  count(flash_attention.attend)
+  count(flash_attention.attend_jointly)
   monkeypatch.setattr(
     flash_attention, "is_used", lambda kind, *_: kind == "kernel"
   )
@@ -93,11 +97,8 @@ def test_loss_and_gradient_are_those_of_plain_attention(
   config = model.config
   num_calls = config.num_encoder_layers + 2 * config.num_decoder_layers
   assert len(kernel) == num_calls
-  query = kernel[0][0]  # The prompt, and tokens that need no gradient.
-  assert [x.shape[1] for x in query] == [
-    5,
-    batch["encoder_input_tokens"].shape[1],
-  ]
+  first = kernel[0][0]  # The prompt, and tokens that need no gradient.
+  assert [x.shape[1] for x in first] == [5, tokens.shape[1]]
   np.testing.assert_allclose(fused[0], plain[0], rtol=1e-5)
   np.testing.assert_allclose(fused[1], plain[1], rtol=1e-4, atol=1e-4)
 
@@ -281,6 +282,36 @@ def test_parts_have_the_gradients_of_a_whole(trained):
   assert outputs[-1] == [of_key, of_key]
 
 
+@pytest.mark.parametrize("trained", ["whole", "first", "both"])
+def test_one_array_of_all_three_gives_the_same(trained):
+  """With the gradients of query, key and value in one array, too."""
+  arguments, weights = example(40, 40, with_bias=True, with_factors=True)
+  *arrays, bias, factors, lengths = arguments
+  split = lambda x: (x,) if trained == "whole" else (x[:, :6], x[:, 6:])
+  parts = list(zip(*map(split, arrays), strict=True))
+  wanted = (0, 1) if trained == "both" else (0,)
+  given = lambda x: x[0] if trained == "whole" else tuple(x)
+
+  def separately(*parts):
+    arrays = (given(x) for x in zip(*parts, strict=True))
+    output = flash_attention.attend(*arrays, bias, factors, lengths)
+    return jnp.sum(output * weights), output
+
+  def jointly(*parts):
+    output = flash_attention.attend_jointly(
+      given(parts), bias, factors, lengths
+    )
+    return jnp.sum(output * weights), output
+
+  grad = lambda call: fast_jit(jax.grad(call, wanted, has_aux=True))
+  expected, output = grad(separately)(*parts)
+  stacked = [jnp.stack(x, axis=2) for x in parts]
+  found, joint_output = grad(jointly)(*stacked)
+  np.testing.assert_array_equal(joint_output, output)
+  for one, others in zip(found, expected, strict=True):
+    np.testing.assert_array_equal(one, jnp.stack(others, axis=2))
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_the_kernels_are_lowered_for_a_gpu(monkeypatch, trained):
   """Also a batch of them; and only a trained bias has a gradient."""
@@ -306,6 +337,23 @@ def test_the_kernels_are_lowered_for_a_gpu(monkeypatch, trained):
     assert text.count("gpu$xla.gpu.triton") == (4 if trained else 3)
 
 
+def test_the_gradient_of_one_array_is_completed_in_place(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  (query, _, _, *others), _ = example(
+    330, 330, with_bias=True, with_factors=True
+  )
+  joined = jnp.stack([query] * 3, axis=2).astype(jnp.bfloat16)
+
+  def total(joined):
+    output = flash_attention.attend_jointly(joined, *others)
+    return jnp.sum(output.astype(jnp.float32))
+
+  lowered = fast_jit(jax.grad(total)).trace(joined)
+  text = lowered.lower(lowering_platforms=("cuda",)).as_text()
+  assert text.count("gpu$xla.gpu.triton") == 3
+  assert text.count("output_operand_alias<") == 1
+
+
 def test_a_mesh_divides_rows_and_heads():
   arguments, _ = example(37, 37, with_bias=True, with_factors=True)
   mesh = jax.sharding.AbstractMesh(
@@ -318,6 +366,16 @@ def test_a_mesh_divides_rows_and_heads():
   assert jaxpr.count("shard_map") == 4
   assert "f32[1,37,1,16]" in jaxpr  # Of one row and one head.
   assert "psum" in jaxpr  # Of the bias: over all rows.
+
+  *arrays, bias, factors, lengths = arguments
+  joined = jnp.stack(arrays, axis=2)
+  total = lambda x: jnp.sum(
+    flash_attention.attend_jointly(x, bias, factors, lengths)
+  )
+  with jax.sharding.use_abstract_mesh(mesh):
+    jaxpr = str(jax.make_jaxpr(jax.grad(total))(joined))
+  assert jaxpr.count("shard_map") == 3
+  assert "f32[1,37,3,1,16]" in jaxpr
 
 
 @pytest.mark.slow
