@@ -77,12 +77,17 @@ def start(
   size: str,
   config: partitioning.MeshConfig,
   num_trials: int,
+  *,
+  drawn: bool = True,
 ) -> Run:
-  """Draws and places everything."""
+  """Draws and places everything, or only describes it."""
   model = gpu_step.network(args, size)
   names = t5.param_shapes(model)
-  places = partitioning.param_shardings(names, model, config)
-  params = sizes.random_params(model, places)
+  if drawn:
+    places = partitioning.param_shardings(names, model, config)
+    params = sizes.random_params(model, places)
+  else:
+    params = partitioning.placed(names, model, config)
   trainable, frozen = sizes.split_prompt(params)
   rules = optim.Partition([([".*/prompt/.*"], optim.adafactor(0.3))])
   optimizer = rules.optimizer(names)
@@ -94,21 +99,28 @@ def start(
     optimizer=optimizer,
     loss=losses.LossConfig(),
   )
-  state = trainer.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
-  rngs = jnp.stack([jax.random.key(i) for i in range(num_trials)])
+
+  def begin(trainable: trainer.Params) -> tuple[trials.State, jax.Array]:
+    opt_state = optimizer.init(trainable)
+    state = trainer.TrainState(jnp.int32(0), trainable, opt_state)
+    rngs = jnp.stack([jax.random.key(i) for i in range(num_trials)])
+    if num_trials == 1:
+      return state, rngs[0]
+    return trials.stack([state] * num_trials), rngs
+
+  state, rng = begin(trainable) if drawn else jax.eval_shape(begin, trainable)
   if num_trials == 1:
     placed = partitioning.state_shardings(state, model, config)
   else:
-    state = trials.stack([state] * num_trials)
     placed = divided_trials.state_shardings(state)
     step_fn = functools.partial(divided_trials.train_step, step_fn=step_fn)
   spec = PartitionSpec("data") if num_trials > 1 else PartitionSpec()
   of_metrics = NamedSharding(jax.sharding.get_mesh(), spec)
   return Run(
     model,
-    partitioning.place(state, placed),
+    (partitioning.place if drawn else partitioning.at)(state, placed),
     frozen,
-    rngs[0] if num_trials == 1 else rngs,
+    rng,
     jax.jit(
       step_fn,
       donate_argnums=0,
@@ -164,16 +176,24 @@ def take_steps(
   return run, program, found, seconds
 
 
-def measure(
-  size: str, layout: str, num_devices: int, args: argparse.Namespace
-) -> dict[str, Any]:
-  """Measures a row in this process."""
+def divided(
+  layout: str, num_devices: int, args: argparse.Namespace
+) -> tuple[partitioning.MeshConfig, int, int]:
+  """Returns the mesh, the number of trials, and the rows of each."""
   config = partitioning.MeshConfig(
     num_partitions=num_devices if layout == "model" else 1,
     parameter_sharding=layout == "fsdp",
   )
   num_trials = num_devices if layout == "prompts" else 1
   num_rows = args.batch_size * (num_devices if layout in WEAK else 1)
+  return config, num_trials, num_rows
+
+
+def measure(
+  size: str, layout: str, num_devices: int, args: argparse.Namespace
+) -> dict[str, Any]:
+  """Measures a row in this process."""
+  config, num_trials, num_rows = divided(layout, num_devices, args)
   mesh = partitioning.make_mesh(config, jax.devices()[:num_devices])
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))

@@ -160,8 +160,12 @@ def step_flops(
 
 
 def split_prompt(
-  params: dict[str, jax.Array],
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-  """Returns the prompt in float32, and all else."""
+  params: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns the prompt in float32, and all else, or what describes them."""
   prompt = params.pop(prompt_files.NAME)
-  return {prompt_files.NAME: prompt.astype(jnp.float32)}, params
+  if isinstance(prompt, jax.ShapeDtypeStruct):
+    prompt = prompt.update(dtype=jnp.float32)
+  else:
+    prompt = prompt.astype(jnp.float32)
+  return {prompt_files.NAME: prompt}, params

@@ -48,17 +48,17 @@ def count(program: str) -> dict[str, Collective]:
     Those that there are, by kind.
   """
   result: dict[str, Collective] = {}
-  num_runs = _num_runs(program)
+  runs = num_runs(program)
   channels: set[str] = set()
-  for computation, line in _lines(program):
+  for computation, line in lines(program):
     # One that a TPU spreads over several fusions is written in each of them.
     if channel := _CHANNEL.search(line):
       if channel[1] in channels:
         continue
       channels.add(channel[1])
-    times = num_runs.get(computation, 1)
+    times = runs.get(computation, 1)
     for shapes, kind, start in _OPERATION.findall(line):
-      sizes = [_num_bytes(*shape) for shape in _SHAPE.findall(shapes)]
+      sizes = bytes_of(shapes)
       # An all-gather's start has its operands in front of its results.
       if start and kind in ("all-gather", "collective-permute"):
         sizes = sizes[len(sizes) // 2 :]
@@ -67,7 +67,7 @@ def count(program: str) -> dict[str, Collective]:
   return result
 
 
-def _lines(program: str) -> Iterator[tuple[str, str]]:
+def lines(program: str) -> Iterator[tuple[str, str]]:
   """Yields each line with the name of the computation that it stands in."""
   computation = ""
   for line in program.splitlines():
@@ -76,7 +76,7 @@ def _lines(program: str) -> Iterator[tuple[str, str]]:
     yield computation, line
 
 
-def _num_runs(program: str) -> dict[str, int]:
+def num_runs(program: str) -> dict[str, int]:
   """Returns how often each computation of a program runs.
 
   The body of a loop runs as often as XLA has noted or, as for a TPU it does
@@ -85,7 +85,7 @@ def _num_runs(program: str) -> dict[str, int]:
   """
   callers: dict[str, list[tuple[str, str]]] = {}
   limits: dict[str, list[int]] = {}
-  for computation, line in _lines(program):
+  for computation, line in lines(program):
     for called in _CALLED.findall(line):
       callers.setdefault(called, []).append((computation, line))
     if limit := _LIMIT.search(line):
@@ -106,6 +106,11 @@ def _num_runs(program: str) -> dict[str, int]:
   return {computation: runs(computation) for computation in callers}
 
 
-def _num_bytes(letters: str, bits: str, sizes: str) -> int:
-  num_bits = 8 if letters == "pred" else int(bits)
-  return math.prod(map(int, filter(None, sizes.split(",")))) * num_bits // 8
+def bytes_of(shapes: str) -> list[int]:
+  """Returns the size of each array in a text of HLO, such as a tuple's type."""
+  result = []
+  for letters, bits, sizes in _SHAPE.findall(shapes):
+    num_bits = 8 if letters == "pred" else int(bits)
+    number = math.prod(map(int, filter(None, sizes.split(","))))
+    result.append(number * num_bits // 8)
+  return result

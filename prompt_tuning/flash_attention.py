@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 from jax import ad_checkpoint
+from jax.experimental import layout
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 from jax.typing import DTypeLike
@@ -240,6 +241,36 @@ def _gradient_of_first(
   return tuple(jnp.pad(x, fill) for x in found)
 
 
+def rows_first(x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+  """Constrains the layout of features on their way to the kernel.
+
+  Or XLA makes the batch the minor axis on a GPU, and each layer transposes
+  twice. It cannot divide the constraint either; see `_divided`.
+  """
+  constrain = lambda x: layout.with_layout_constraint(
+    x, layout.Layout((0, 1, 2))
+  )
+  if not _is_on_mesh():
+    return constrain(x)
+  spec = PartitionSpec(_axis("data", x.shape[0]))
+  divided = jax.shard_map(
+    constrain, in_specs=spec, out_specs=spec, check_vma=False
+  )
+  return divided(x)
+
+
+def _is_on_mesh() -> bool:
+  """Tells whether there is a mesh of several devices that XLA divides."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.size > 1 and set(mesh.axis_types) == {AxisType.Auto}
+
+
+def _axis(name: str, size: int) -> str | None:
+  """Returns the name of a mesh axis, if it divides an axis of this size."""
+  number = jax.sharding.get_abstract_mesh().shape.get(name)
+  return name if number and size % number == 0 else None
+
+
 def _divided(
   kernel: Callable[..., Any],
   inputs: tiling.Inputs,
@@ -250,16 +281,10 @@ def _divided(
   XLA cannot divide a kernel, and would gather what it takes. T5X's mesh is not
   seen here: there it does.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.size == 1 or set(mesh.axis_types) != {AxisType.Auto}:
+  if not _is_on_mesh():
     return kernel(inputs, *others)
-
-  def axis(name: str, size: int) -> str | None:
-    is_divided = name in mesh.shape and size % mesh.shape[name] == 0
-    return name if is_divided else None
-
-  data = axis("data", inputs.query.shape[0])
-  model = axis("model", inputs.query.shape[-2])
+  data = _axis("data", inputs.query.shape[0])
+  model = _axis("model", inputs.query.shape[-2])
 
   def spec(x: Any) -> PartitionSpec:
     heads_at = {len("BHN"): 1, len("BNHK"): 2, len("BN3HK"): 3}.get(x.ndim)

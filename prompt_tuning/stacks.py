@@ -7,13 +7,13 @@ Names, shapes, logical axes and numerics are those of T5X's example network.
 from flax import linen as nn
 import jax
 from jax import ad_checkpoint
-from jax.experimental import layout
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from prompt_tuning import (
   attention,
   dropout,
+  flash_attention,
   layer_loop,
   layers,
   prompts,
@@ -82,15 +82,6 @@ def _keep(x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
   return ad_checkpoint.checkpoint_name(x, layer_loop.RESIDUAL)
 
 
-def _rows_first(x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-  """Constrains the layout, for the attention kernel.
-
-  Or XLA makes the batch the minor axis on a GPU, and each layer transposes
-  twice. For a CPU it does not, and would gather the batch for this.
-  """
-  return layout.with_layout_constraint(x, layout.Layout((0, 1, 2)))
-
-
 class EncoderLayer(nn.Module):
   """Self-attention and feed-forward block, each normalised before."""
 
@@ -110,7 +101,7 @@ class EncoderLayer(nn.Module):
     norm = _norm(config, "pre_attention_layer_norm")
     y = jax.tree.map(norm, x)
     if isinstance(x, tuple):
-      x = _rows_first(jnp.concatenate(x, axis=1))
+      x = flash_attention.rows_first(jnp.concatenate(x, axis=1))
     features = (1, config.emb_dim)  # Dropped for all positions at once.
     shapes = {
       "attention": (config.num_heads, 1, x.shape[1]),
@@ -227,7 +218,7 @@ def _encode(
     mask = None  # The lengths say what it does.
     if behind_prompt is not None:  # Of which a first layer needs no gradient.
       parts = x[:, : x.shape[1] - behind_prompt.shape[1]], behind_prompt
-    parts = jax.tree.map(_rows_first, parts)
+    parts = jax.tree.map(flash_attention.rows_first, parts)
   around, inside = dropout.rngs(
     parent, config.dropout_rate, deterministic=deterministic
   )

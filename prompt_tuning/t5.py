@@ -275,4 +275,4 @@ def param_shapes(model: Transformer) -> dict[str, jax.ShapeDtypeStruct]:
 
 @functools.cache
 def _param_shapes(model: Transformer) -> dict[str, jax.ShapeDtypeStruct]:
-  return jax.eval_shape(functools.partial(_init, model), jax.random.key(0))
+  return jax.eval_shape(lambda: _init(model, jax.random.key(0)))

@@ -10,6 +10,7 @@ products forward, and half of them backward.
 """
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -93,33 +94,25 @@ def _products(
   query: Float[Array, "B Q H D"], features: Float[Array, "B P D"]
 ) -> Float[Array, "B Q H P"]:
   """Multiplies each query by each feature, in float32."""
-  result = jnp.einsum(
-    "BMD,BND->BMN",
-    _joined(query),
-    features,
-    preferred_element_type=jnp.float32,
+  return jnp.einsum(
+    "BQHD,BND->BQHN", query, features, preferred_element_type=jnp.float32
   )
-  return result.reshape(*query.shape[:3], -1)
 
 
 def _sums(
   weights: Float[Array, "B Q H P"], features: Float[Array, "B P D"]
 ) -> Float[Array, "B Q H D"]:
   """Adds up the weighted features for each query."""
-  result = jnp.einsum("BMN,BND->BMD", _joined(weights), features)
-  return result.reshape(*weights.shape[:3], -1)
+  return jnp.einsum("BQHN,BND->BQHD", weights, features)
 
 
 def _spread(
   weights: Float[Array, "B Q H P"], queries: Float[Array, "B Q H D"]
 ) -> Float[Array, "B P D"]:
   """Adds up the weighted queries for each feature."""
-  return jnp.einsum("BMN,BMD->BND", _joined(weights), _joined(queries))
-
-
-def _joined(x: Float[Array, "B Q H *N"]) -> Float[Array, "B M *N"]:
-  """Joins queries and heads, or products with both are transposed on a GPU."""
-  return x.reshape(x.shape[0], -1, *x.shape[3:])
+  # An einsum would sum over heads first, and transpose both for it on a GPU.
+  summed, of_row = ((1, 2), (1, 2)), ((0,), (0,))
+  return lax.dot_general(weights, queries, (summed, of_row))
 
 
 def _dropped(

@@ -36,6 +36,13 @@ def main():
   assert "all-gather" not in compiled.as_text()
   for one, other in zip(compiled(*placed), expected, strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+  features = jnp.ones((2, 5, 8))
+  placed = jax.device_put(features, NamedSharding(mesh, PartitionSpec("data")))
+  total = lambda x: jnp.sum(flash_attention.rows_first(x * 2) ** 2)
+  with jax.set_mesh(mesh):
+    compiled = jax.jit(jax.grad(total)).lower(placed).compile()
+  assert "all-gather" not in compiled.as_text()
+  np.testing.assert_array_equal(compiled(placed), 8 * features)
   alone = [None if x is None else x[:1] for x in arguments]  # Not divisible.
   alone[3] = bias
   with jax.set_mesh(mesh):

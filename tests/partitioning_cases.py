@@ -57,9 +57,9 @@ def batches():
   for _ in range(NUM_STEPS):
     yield {
       "encoder_input_tokens": tokens(12),
-      "decoder_input_tokens": tokens(4),
-      "decoder_target_tokens": tokens(4),
-      "decoder_loss_weights": np.ones((16, 4), np.int32),
+      "decoder_input_tokens": tokens(2),
+      "decoder_target_tokens": tokens(2),
+      "decoder_loss_weights": np.ones((16, 2), np.int32),
     }
 
 
