@@ -61,7 +61,9 @@ _INSTRUCTION = re.compile(
 )
 _OPERANDS = re.compile(r"%([\w.\-]+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
-_COMPUTATIONS = re.compile(r"\b(?:to_apply|body)=%?([\w.\-]+)")
+_COMPUTATIONS = re.compile(
+  r"(?:to_apply|body|computations?)=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)"
+)
 _CONTROL = ("call", "while", "conditional")
 _NO_KERNEL = (
   *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
@@ -95,7 +97,8 @@ def kernels(program: str) -> Iterator[Kernel]:
   for computation, line in reversed(lines):  # Callers stand behind the called.
     found = _INSTRUCTION.match(line)
     if found and computation in reached and found[3] in _CONTROL:
-      reached.update(_COMPUTATIONS.findall(line))
+      for called in _COMPUTATIONS.findall(line):
+        reached.update(_OPERANDS.findall(called))
   sizes: dict[str, int] = {}
   for computation, line in lines:
     found = _INSTRUCTION.match(line)
@@ -103,7 +106,7 @@ def kernels(program: str) -> Iterator[Kernel]:
       continue
     name, result, operation = found.groups()
     sizes[name] = sum(collectives.bytes_of(result))
-    if operation in (*_CONTROL, *_NO_KERNEL):
+    if operation in (*_CONTROL, *_NO_KERNEL) or operation.endswith("-done"):
       continue
     operands = _OPERANDS.findall(line[found.end() :].split(")")[0])
     num_bytes = sizes[name] + sum(sizes.get(x, 0) for x in set(operands))

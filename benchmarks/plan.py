@@ -116,14 +116,15 @@ def plan(pod: Pod, sizes: Sizes) -> Plan:
   tokens = rows * length
   attention = 2 * 2 * length * sizes.num_heads * sizes.head_dim
   flops = 2 * tokens * (2 * sizes.encoder + sizes.num_layers * attention)
-  cross = (
-    2 * sizes.num_layers * sizes.emb_dim * sizes.num_heads * sizes.head_dim
-  )
-  flops += 4 * tokens * cross + 4 * rows * TARGETS * sizes.decoder
+  # The decoder's few targets see the encoder without keys and values: two
+  # products forward and four backward, of all heads' queries and features.
+  queries = TARGETS * sizes.num_heads
+  flops += 6 * 2 * tokens * queries * sizes.emb_dim * sizes.num_layers
+  flops += 4 * rows * TARGETS * sizes.decoder
   sent, count = 4.0 * PROMPT * sizes.emb_dim if data > 1 else 0.0, int(data > 1)
   if pod.num_partitions > 1:
     # Two sums a layer and direction in the encoder. The decoder's are short,
-    # but for the gradient of each layer's keys and values.
+    # but for the gradient of what each layer sees of the encoder.
     once = 2 * rows * length * sizes.emb_dim
     count += pod.num_microbatches * 11 * sizes.num_layers
     sent += once * 5 * sizes.num_layers

@@ -41,6 +41,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
+import optax
 import sizes
 
 from prompt_tuning import (
@@ -51,6 +52,7 @@ from prompt_tuning import (
   optim,
   partitioning,
   prompt_files,
+  quantization,
   t5,
   trainer,
   trials,
@@ -72,6 +74,20 @@ class Run(NamedTuple):
   num_trials: int
 
 
+def _begin(
+  optimizer: optax.GradientTransformation,
+  num_trials: int,
+  trainable: trainer.Params,
+) -> tuple[trials.State, jax.Array]:
+  """Returns the state before the first step, of all trials, and their rngs."""
+  opt_state = optimizer.init(trainable)
+  state = trainer.TrainState(jnp.int32(0), trainable, opt_state)
+  rngs = jnp.stack([jax.random.key(i) for i in range(num_trials)])
+  if num_trials == 1:
+    return state, rngs[0]
+  return trials.stack([state] * num_trials), rngs
+
+
 def start(
   args: argparse.Namespace,
   size: str,
@@ -91,24 +107,18 @@ def start(
   trainable, frozen = sizes.split_prompt(params)
   rules = optim.Partition([([".*/prompt/.*"], optim.adafactor(0.3))])
   optimizer = rules.optimizer(names)
+  frozen = quantization.quantize(frozen, args.quantization)
   if args.stack_layers:
     frozen = layer_stacking.stack(frozen)
+
+  begin = functools.partial(_begin, optimizer, num_trials)
+  state, rng = begin(trainable) if drawn else jax.eval_shape(begin, trainable)
   step_fn = functools.partial(
     trainer.train_step,
     model=model,
     optimizer=optimizer,
     loss=losses.LossConfig(),
   )
-
-  def begin(trainable: trainer.Params) -> tuple[trials.State, jax.Array]:
-    opt_state = optimizer.init(trainable)
-    state = trainer.TrainState(jnp.int32(0), trainable, opt_state)
-    rngs = jnp.stack([jax.random.key(i) for i in range(num_trials)])
-    if num_trials == 1:
-      return state, rngs[0]
-    return trials.stack([state] * num_trials), rngs
-
-  state, rng = begin(trainable) if drawn else jax.eval_shape(begin, trainable)
   if num_trials == 1:
     placed = partitioning.state_shardings(state, model, config)
   else:

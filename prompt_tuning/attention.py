@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention as T5 has it: computed plainly, in one kernel, or from a cache."""
+"""Attention as T5 has it: plainly, in one kernel, from a cache, or unprojected.
+
+Where few queries attend to many features, as a decoder's to its encoder's, keys
+and values are not computed; see `unprojected_attention`.
+"""
 
 import math
 from typing import Any
@@ -89,7 +93,8 @@ class Attention(nn.Module):
         with `lengths` by relative position, as `flash_attention.attend` has
         it.
       lengths: how many positions of `inputs_kv` come before the padding. If
-        given, the kernel of `flash_attention` is used, and `mask` is not.
+        given, `mask` is not used, and the kernel of `flash_attention` is, but
+        for few queries without a bias. Not while decoding.
       dropout: factors of the attention weights; a key is dropped for all
         queries of a head at once, as in T5X. See `dropout.draw`.
       decode: keep keys and values in the collection `cache`. The call that
@@ -102,17 +107,15 @@ class Attention(nn.Module):
     to_query, to_key, to_value = (
       self._projection(name) for name in ("query", "key", "value")
     )
-    if decode:
-      lengths = None  # The kernel is for all positions at once.
-    within = inputs_kv is inputs_q
-    if lengths is not None and within and not self.in_float8:
+    is_within = inputs_kv is inputs_q
+    if lengths is not None and is_within and not self.in_float8:
       all_three = self._project_jointly(to_query, to_key, to_value, inputs_q)
       joined = flash_attention.attend_jointly(all_three, bias, dropout, lengths)
       return self._project_out(joined, inputs_q)
 
     query = self._project(to_query, inputs_q)
     few = unprojected_attention.is_cheaper(_length(inputs_q), self.head_dim)
-    if few and bias is None and not (decode or keep):
+    if few and bias is None and not (decode or keep or self.in_float8):
       assert not isinstance(inputs_kv, tuple), "parts come with a bias"
       if lengths is not None:
         mask = _is_visible(lengths, inputs_kv.shape[1])
@@ -178,7 +181,7 @@ class Attention(nn.Module):
 
     def heads(x: Float[Array, "B S D"]) -> Float[Array, "B S 3 H K"]:
       x = jnp.tensordot(x.astype(self.dtype), kernel, axes=1)
-      if None not in scales:
+      if scales[0] is not None:
         x = quantization.times(x, jnp.stack(scales))
       x = ad_checkpoint.checkpoint_name(x, "query_key_value")
       return x.reshape(*x.shape[:3], self.num_heads, self.head_dim)
@@ -222,7 +225,8 @@ class Attention(nn.Module):
     if self.float32_logits:
       query = query.astype(jnp.float32)
     seen = unprojected_attention.attend(
-      jnp.einsum("BQHK,DHK->BQHD", query, kernel),
+      query,
+      kernel,
       features.astype(self.dtype),
       None if mask is None else _masked(mask),
       dropout,

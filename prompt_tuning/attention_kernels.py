@@ -16,7 +16,7 @@ from jax.experimental.pallas import triton as plgpu
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from prompt_tuning import tiling
+from prompt_tuning import kernel_calls, tiling
 
 # The fastest of those tried on an H200; see docs/performance.md.
 FORWARD = tiling.Blocks(queries=128, keys=32, num_warps=4, num_stages=3)
@@ -89,7 +89,7 @@ def forward(
   num_rows, num_queries, *_, num_heads, width = inputs.query.shape
   shape = (num_rows, num_queries, num_heads, width)
   output = jax.ShapeDtypeStruct(shape, inputs.query.dtype)
-  return tiling.call(
+  return kernel_calls.call(
     _attention,
     inputs,
     (),
@@ -166,7 +166,7 @@ def query_gradient(
     sums: of `forward`.
   """
   of_query = jax.ShapeDtypeStruct(inputs.query.shape, inputs.query.dtype)
-  return tiling.call(
+  return kernel_calls.call(
     _attention_query_gradient,
     inputs,
     (output, gradient, sums),
@@ -259,7 +259,7 @@ def key_value_gradient(
       as many positions as keys. It is completed, and is the result.
   """
   like_key = jax.ShapeDtypeStruct(inputs.key.shape, inputs.key.dtype)
-  return tiling.call(
+  return kernel_calls.call(
     _attention_key_value_gradient,
     inputs,
     (gradient, sums, products),
@@ -330,7 +330,7 @@ def bias_gradient(
     num_blocks[0] * blocks.queries,
     num_blocks[1] * blocks.keys,
   )
-  of_bias = tiling.call(
+  of_bias = kernel_calls.call(
     _attention_bias_gradient,
     inputs,
     (gradient, sums, products),

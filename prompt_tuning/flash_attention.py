@@ -254,7 +254,7 @@ def rows_first(x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
     return constrain(x)
   spec = PartitionSpec(_axis("data", x.shape[0]))
   divided = jax.shard_map(
-    constrain, in_specs=spec, out_specs=spec, check_vma=False
+    constrain, in_specs=spec, out_specs=spec, axis_names={"data"}
   )
   return divided(x)
 

@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from prompt_tuning import attention, dropout, flash_attention, layers
+from prompt_tuning import (
+  attention,
+  dropout,
+  flash_attention,
+  layers,
+  unprojected_attention,
+)
 from prompt_tuning.t5_config import T5Config
 
 # The sum of a layer's residual branch; a name for `jax.checkpoint`.
@@ -69,6 +75,7 @@ def _rematerialized(
     return apply
   kept = [dropout.NAME]
   if config.remat == "minimal":
-    kept += [RESIDUAL, *layers.PRODUCTS, *flash_attention.KEPT]
+    kept += [RESIDUAL, *layers.PRODUCTS]
+    kept += [*flash_attention.KEPT, *unprojected_attention.KEPT]
   policy = jax.checkpoint_policies.save_only_these_names(*kept)
   return nn.remat(apply, policy=policy, prevent_cse=not in_scan)

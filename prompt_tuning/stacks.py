@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """T5's layers, and the stacks of them: encoder, prompted encoder, decoder.
 
-Names, shapes, logical axes and numerics are those of T5X's example network.
+Names, shapes and logical axes are those of T5X's example network, and so is
+what is computed, but for the order of sums.
 """
 
 from flax import linen as nn
@@ -135,7 +136,7 @@ class DecoderLayer(nn.Module):
     x: Float[Array, "N U D"],
     encoded: Float[Array, "B S D"] | None,
     mask: Bool[Array, "N 1 U M"] | None,
-    encoder_decoder_mask: Bool[Array, "B 1 #U S"] | None,
+    encoder_decoder_mask: Bool[Array, "B 1 _ S"] | None,
     bias: Float[Array, "1 H M M"] | Float[Array, "H _"],
     lengths: Int[Array, " B"] | None,
     rng: dropout.Rng,
@@ -302,7 +303,7 @@ def run_decoder(  # noqa: PLR0913  # As many as the decoder has inputs.
   x: Float[Array, "N U D"],
   encoded: Float[Array, "B S D"] | None,
   mask: Bool[Array, "N 1 U M"] | None,
-  encoder_decoder_mask: Bool[Array, "B 1 #U S"] | None,
+  encoder_decoder_mask: Bool[Array, "B 1 _ S"] | None,
   lengths: Int[Array, " B"] | None = None,
   *,
   num_positions: int,
@@ -365,7 +366,7 @@ class Decoder(nn.Module):
     tokens: Int[Array, "N U"],
     encoded: Float[Array, "B S D"],
     mask: Bool[Array, "N 1 U U"] | None,
-    encoder_decoder_mask: Bool[Array, "B 1 #U S"],
+    encoder_decoder_mask: Bool[Array, "B 1 _ S"],
     lengths: Int[Array, " B"] | None = None,
     *,
     deterministic: bool,

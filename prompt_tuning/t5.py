@@ -149,6 +149,9 @@ class Transformer(nn.Module):
   ) -> Float[Array, "N U V"]:
     """Decodes against an encoded input.
 
+    Without dropout each input may have several rows, one after the other: N is
+    a multiple of B.
+
     Args:
       encoded: the result of `encode`.
       encoder_input_tokens: the tokens it was made from, for the mask alone.
@@ -159,9 +162,8 @@ class Transformer(nn.Module):
       decoder_positions: not used: T5 knows relative positions only.
       enable_dropout: needs an rng named `dropout`.
       decode: use the key-value cache (collection `cache`), one position a call.
-        Each input may have several rows, one after the other: N is a multiple
-        of B. Keys and values of `encoded` stay in the collection `encoded`
-        between calls, if a first call has it mutable.
+        Keys and values of `encoded` stay in the collection `encoded` between
+        calls, if a first call has it mutable.
       max_decode_length: length of the cache.
       prompt_lengths: see `encode`.
 
@@ -190,6 +192,7 @@ class Transformer(nn.Module):
       mask = prompts.decoder_only_mask(
         decoder_target_tokens, None, prompt_length=0
       )
+    decoder_real = decoder_real.reshape(encoded.shape[0], -1)
     cross_mask = (decoder_real[:, :, None] & encoder_real[:, None, :])[:, None]
     if decoder_segment_ids is not None and mask is not None:
       mask &= _same_segment(decoder_segment_ids, decoder_segment_ids)

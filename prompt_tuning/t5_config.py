@@ -35,8 +35,9 @@ class T5Config:
     attention: how attention is computed: "plain"; "kernel", that of
       `flash_attention`; or "auto", the kernel where it can run. Packed rows,
       prompts of several lengths in a batch or with a visibility of their own,
-      and steps of decoding attend plainly whatever is set. The kernel takes all
-      0 in a row for padding at its end.
+      and steps of decoding attend plainly whatever is set, and few targets see
+      the encoder as in `unprojected_attention`. The kernel takes all 0 in a row
+      for padding at its end.
     remat: what a layer keeps for the backward pass: "none", whatever XLA
       chooses; "minimal", the results of products and its dropout alone; "full",
       its input and its dropout, so that it is computed twice.

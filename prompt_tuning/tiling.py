@@ -9,7 +9,6 @@ and all others share a few tiles.
 
 from collections.abc import Callable
 import dataclasses
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -101,7 +100,7 @@ class Inputs(NamedTuple):
 
 def exp2(x: Array) -> Array:
   """Returns 2 ** x by the one instruction; tiny results are 0."""
-  if _interpreted():
+  if interpreted():
     return jnp.exp2(x)
   (result,) = plgpu.elementwise_inline_asm(
     "ex2.approx.ftz.f32 $0, $1;",
@@ -248,7 +247,7 @@ def _tile_starts(blocks: Blocks) -> Int[np.ndarray, " T"]:
   return np.arange(-first, last + 1) * step
 
 
-def _tiles(
+def tiles(
   bias: Float[Array, "H _"], num_queries: int, blocks: Blocks
 ) -> Float[Array, "H T M N"]:
   """Lays out the bias of a block of queries and one of keys, by distance."""
@@ -337,97 +336,6 @@ def sums_like(inputs: Inputs) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def call(
-  kernel: Callable[..., None],
-  inputs: Inputs,
-  others: tuple[Array, ...],
-  outputs: Any,
-  blocks: Blocks,
-  *,
-  over: str,
-  into: Array | None = None,
-) -> Any:
-  """Runs a kernel for each block of each head.
-
-  Args:
-    kernel: takes references to inputs, others and outputs: to those of one row
-      and head, so that positions come first; and its blocks. Profilers show its
-      name.
-    inputs: of `forward`.
-    others: more arrays with axes for rows and heads.
-    outputs: shapes and dtypes of the results. One with a third axis, as joined
-      inputs have it, stands for what lies there first.
-    blocks: how the work is divided, at most.
-    over: "queries" or "keys", whose blocks, in each row, are the programs of a
-      head; or "pairs" of both, which refer to all rows. Over keys the tiles of
-      the bias have keys before queries.
-    into: becomes the output, where the kernel does not overwrite it; the
-      kernel takes references to both, with the third axis.
-  """
-  num_rows, num_queries, *_, num_heads, _ = inputs.query.shape
-  blocks = blocks.within(num_queries, inputs.key.shape[1])
-  whole_batch = over == "pairs"
-  of_queries, of_keys = blocks.numbers
-  grid = {
-    "queries": (of_queries, num_rows),
-    "keys": (of_keys, num_rows),
-    "pairs": (of_queries, of_keys),
-  }[over]
-  row = lambda b: 0 if whole_batch else b
-
-  def spec(x: Any, among: int | None = 0) -> pl.BlockSpec:
-    rows = x.shape[0] if whole_batch else None
-    match x.shape:
-      case (_, positions, number, _, width):
-        number = number if among is None else None
-        return pl.BlockSpec(
-          (rows, positions, number, None, width),
-          lambda _, b, h: (row(b), 0, among or 0, h, 0),
-        )
-      case (_, positions, _, width):
-        return pl.BlockSpec(
-          (rows, positions, None, width), lambda _, b, h: (row(b), 0, h, 0)
-        )
-      case (_, _, positions):
-        return pl.BlockSpec(
-          (rows, None, positions), lambda _, b, h: (row(b), h, 0)
-        )
-      case _:
-        return pl.BlockSpec((rows,), lambda _, b, h: (row(b),))
-
-  def of_head(x: Any) -> pl.BlockSpec:
-    zeros = (0,) * (len(x.shape) - 1)
-    return pl.BlockSpec((None, *x.shape[1:]), lambda _, b, h: (h, *zeros))
-
-  in_specs = jax.tree.map(spec, (inputs, *others))
-  of_key, of_value = spec(inputs.key, 1), spec(inputs.value, 2)
-  in_specs = (in_specs[0]._replace(key=of_key, value=of_value), *in_specs[1:])
-  if inputs.bias is not None:
-    tiles = _tiles(inputs.bias, num_queries, blocks)
-    tiles = tiles.swapaxes(2, 3) if over == "keys" else tiles
-    inputs = inputs._replace(bias=tiles)
-    in_specs = (in_specs[0]._replace(bias=of_head(tiles)), *in_specs[1:])
-  out_specs = jax.tree.map(of_head if whole_batch else spec, outputs)
-  aliases = {}
-  if into is not None:
-    aliases[len(jax.tree.leaves((inputs, others)))] = 0
-    out_specs = spec(into, None)
-    in_specs, others = (*in_specs, out_specs), (*others, into)
-  return pl.pallas_call(
-    functools.partial(kernel, blocks=blocks),
-    out_shape=outputs,
-    grid=(*grid, num_heads),
-    in_specs=in_specs,
-    out_specs=out_specs,
-    input_output_aliases=aliases,
-    compiler_params=plgpu.CompilerParams(
-      num_warps=blocks.num_warps, num_stages=blocks.num_stages
-    ),
-    interpret=_interpreted(),
-    name=kernel.__name__.lstrip("_"),
-  )(inputs, *others)
-
-
-def _interpreted() -> bool:
+def interpreted() -> bool:
   """Tells whether kernels are run as plain operations: for tests, on a CPU."""
   return jax.default_backend() != "gpu"

@@ -108,9 +108,10 @@ def loss_fn(
 def compiler_options() -> dict[str, int]:
   """Returns XLA's options for a step, to be given to `jax.jit`.
 
-  For a GPU XLA joins products of one input, such as query, key and value, whose
-  result takes less than 32 MB, and cuts that up again: in the encoder of a base
-  model this takes longer than it saves, in a decoder, below 8 MB, it does not.
+  For a GPU XLA joins products of one input, such as those of an MLP, or query,
+  key and value where they are not one array, if the result takes less than 32
+  MB, and cuts that up again: in the encoder of a base model this takes longer
+  than it saves, in a decoder, below 8 MB, it does not.
   """
   if jax.default_backend() != "gpu":
     return {}

@@ -10,13 +10,16 @@ products forward, and half of them backward.
 """
 
 import jax
-from jax import lax
+from jax import ad_checkpoint, lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 # Features of 16 bits in 16 bytes: shorter rows of weights are slow to multiply
 # on a GPU.
 _ALIGNED = 8
+
+# What the backward pass needs of the forward pass; names for `jax.checkpoint`.
+KEPT = ("unprojected_weights",)
 
 
 def is_cheaper(num_queries: int, head_dim: int) -> bool:
@@ -30,7 +33,8 @@ def is_cheaper(num_queries: int, head_dim: int) -> bool:
 
 @jax.custom_vjp
 def attend(
-  query: Float[Array, "B Q H D"],
+  query: Float[Array, "B Q H K"],
+  kernel: Float[Array, "D H K"],
   features: Float[Array, "B N D"],
   masked: Float[Array, "#B 1 #Q N"] | None,
   factors: Float[Array, "B H 1 N"] | None,
@@ -40,47 +44,63 @@ def attend(
   Logits and softmax are computed in float32.
 
   Args:
-    query: projected back to the features.
+    query: of each head.
+    kernel: which would project features to each head's keys.
     features: what is attended to.
     masked: added to the logits, a large negative number for what may not be
       attended to. None: all features are visible.
     factors: of the attention weights, after the softmax: dropout. Neither has
       a gradient.
   """
-  return _attend_fwd(query, features, masked, factors)[0]
+  return _attend_fwd(query, kernel, features, masked, factors)[0]
 
 
 def _attend_fwd(
-  query: Array, features: Array, masked: Array | None, factors: Array | None
+  query: Array,
+  kernel: Array,
+  features: Array,
+  masked: Array | None,
+  factors: Array | None,
 ) -> tuple[Array, tuple]:
   num_keys = features.shape[1]
   fill = (0, -num_keys % _ALIGNED)
   features = jnp.pad(features, ((0, 0), fill, (0, 0)))
   is_key = jnp.arange(features.shape[1])[None, None, None] < num_keys
-  logits = _products(query, features)
+  logits = _products(_projected_back(query, kernel), features)
   if masked is not None:
     logits += _among_keys(masked, fill)
   logits = jnp.where(is_key, logits, -jnp.inf)
   if factors is not None:
     factors = _among_keys(factors.astype(features.dtype), fill)
   weights = jax.nn.softmax(logits).astype(features.dtype)
+  weights = ad_checkpoint.checkpoint_name(weights, *KEPT)
   seen = _sums(_dropped(weights, factors), features)
   # Residuals are arrays: the shape of the last tells how many keys there are.
-  return seen, (query, features, weights, factors, jnp.zeros((num_keys, 0)))
+  keys = jnp.zeros((num_keys, 0))
+  return seen, (query, kernel, features, weights, factors, keys)
 
 
 def _attend_bwd(kept: tuple, gradient: Array) -> tuple:
-  query, features, weights, factors, keys = kept
+  query, kernel, features, weights, factors, keys = kept
   of_weights = _dropped(_products(gradient, features), factors)
   products = jnp.sum(weights * of_weights, axis=-1, keepdims=True)
   of_logits = (weights * (of_weights - products)).astype(query.dtype)
-  of_features = _spread(of_logits, query)
+  # Projected back anew: in wide models all layers' would take much memory.
+  wide, back = jax.vjp(_projected_back, query, kernel)
+  of_features = _spread(of_logits, wide)
   of_features += _spread(_dropped(weights, factors), gradient)
   of_features = of_features[:, : keys.shape[0]].astype(features.dtype)
-  return _sums(of_logits, features), of_features, None, None
+  of_query, of_kernel = back(_sums(of_logits, features))
+  return of_query, of_kernel, of_features, None, None
 
 
 attend.defvjp(_attend_fwd, _attend_bwd)
+
+
+def _projected_back(
+  query: Float[Array, "B Q H K"], kernel: Float[Array, "D H K"]
+) -> Float[Array, "B Q H D"]:
+  return jnp.einsum("BQHK,DHK->BQHD", query, kernel)
 
 
 def _among_keys(

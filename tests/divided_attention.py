@@ -42,6 +42,7 @@ def main():
   with jax.set_mesh(mesh):
     compiled = jax.jit(jax.grad(total)).lower(placed).compile()
   assert "all-gather" not in compiled.as_text()
+  assert "all-reduce" not in compiled.as_text()
   np.testing.assert_array_equal(compiled(placed), 8 * features)
   alone = [None if x is None else x[:1] for x in arguments]  # Not divisible.
   alone[3] = bias

@@ -11,6 +11,7 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from products import products
 import pytest
 
 from prompt_tuning import (
@@ -18,6 +19,7 @@ from prompt_tuning import (
   flash_attention,
   losses,
   prompts,
+  quantization,
   relative_position,
   t5,
   trainer,
@@ -66,28 +68,56 @@ def prompted(tiny_config, tiny_params):
   return model, tiny_params | {PROMPT: prompt}
 
 
-def loss_and_gradient(model, params, batch):
+def training(model, params, batch):
+  """Returns a function of loss and gradient, and its arguments."""
   config = dataclasses.replace(model.config, dropout_rate=0.3)
-  frozen = {name: x for name, x in params.items() if name != PROMPT}
+  frozen = {name: jnp.array(x) for name, x in params.items() if name != PROMPT}
   run = functools.partial(
     trainer.loss_fn, model=model.clone(config=config), loss=losses.LossConfig()
   )
-  (loss, _), grads = fast_jit(jax.value_and_grad(run, has_aux=True))(
-    {PROMPT: params[PROMPT]}, frozen, batch, jax.random.key(3)
+  return jax.value_and_grad(run, has_aux=True), (
+    {PROMPT: params[PROMPT]},
+    quantization.quantize(frozen, config.quantization),
+    batch,
+    jax.random.key(3),
   )
+
+
+def loss_and_gradient(*arguments):
+  function, given = training(*arguments)
+  (loss, _), grads = fast_jit(function)(*given)
   return loss, grads[PROMPT]
 
 
-def with_kernel(model):
-  config = dataclasses.replace(model.config, attention="kernel")
+def with_kernel(model, **options):
+  config = dataclasses.replace(model.config, attention="kernel", **options)
   return model.clone(config=config)
 
 
-def test_loss_and_gradient_are_those_of_plain_attention(
+def test_query_key_and_value_are_not_computed_again(
   kernel, prompted, tiny_batch
+):
+  del kernel
+  model, params = prompted
+  counts = []
+  for remat in ("none", "minimal"):
+    changed = with_kernel(model, remat=remat)
+    function, given = training(changed, params, tiny_batch)
+    shapes = [shape for shape, _ in products(function, *given)]
+    # Of the encoder's tokens and the decoder's targets.
+    width = model.config.num_heads * model.config.head_dim
+    counts.append([shapes.count((3, n, 3, width)) for n in (12, 7)])
+  assert counts == [[1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize("kind", ["none", "int8"])
+def test_loss_and_gradient_are_those_of_plain_attention(
+  kernel, prompted, tiny_batch, kind
 ):
   """With the same random bits, rows of several lengths and a padded length."""
   model, params = prompted
+  config = dataclasses.replace(model.config, quantization=kind)
+  model = model.clone(config=config)
   tokens = np.array(tiny_batch["encoder_input_tokens"])
   tokens[0, 3:] = 0
   batch = tiny_batch | {"encoder_input_tokens": jnp.asarray(tokens)}

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains on eight virtual devices, for partitioning_test.py.
 
-    python partitioning_cases.py '[{"num_partitions": 2}]' result.json
+    python partitioning_cases.py '[{"num_partitions": 2}]' 2 result.json
 
+With so many target tokens, of which 2 see the encoder without keys and values.
 First without a mesh, then on a mesh of one device, then as the cases say.
 """
 
@@ -36,6 +37,7 @@ from prompt_tuning import (
 )
 
 NUM_STEPS = 10
+NUM_TARGETS = int(sys.argv[2])
 PROMPT = "encoder/prompt/prompt/prompt"
 KERNEL = "encoder/layers_0/mlp/wi_0/kernel"
 CONFIG = t5.T5Config(
@@ -57,9 +59,9 @@ def batches():
   for _ in range(NUM_STEPS):
     yield {
       "encoder_input_tokens": tokens(12),
-      "decoder_input_tokens": tokens(2),
-      "decoder_target_tokens": tokens(2),
-      "decoder_loss_weights": np.ones((16, 2), np.int32),
+      "decoder_input_tokens": tokens(NUM_TARGETS),
+      "decoder_target_tokens": tokens(NUM_TARGETS),
+      "decoder_loss_weights": np.ones((16, NUM_TARGETS), np.int32),
     }
 
 
@@ -150,7 +152,7 @@ def main():
     with contextlib.ExitStack() as stack:
       stack.enter_context(jax.set_mesh(mesh))
       result.append({"config": case, **train(params, config, mesh)})
-  pathlib.Path(sys.argv[2]).write_text(json.dumps(result))
+  pathlib.Path(sys.argv[3]).write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

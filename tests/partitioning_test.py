@@ -19,10 +19,13 @@ NUM_STEPS = 10
 PROMPT = "encoder/prompt/prompt/prompt"
 
 
-def run_cases(cases, tmp_path):
+def run_cases(cases, num_targets, tmp_path):
   """Trains on eight devices, in a process of their own."""
   path = tmp_path / "cases.json"
-  program = [sys.executable, str(SCRIPT), json.dumps(cases), str(path)]
+  program = [
+    *(sys.executable, str(SCRIPT), json.dumps(cases)),
+    *(str(num_targets), str(path)),
+  ]
   result = subprocess.run(program, capture_output=True, text=True, check=False)
   assert result.returncode == 0, result.stderr
   return json.loads(path.read_text())
@@ -76,14 +79,14 @@ CASES = [
 
 @pytest.mark.slow
 def test_eight_devices_train_as_one_on_every_mesh(tmp_path):
-  found = run_cases(CASES, tmp_path)
+  found = run_cases(CASES, 2, tmp_path)
   check_cases(found)
   for case in found[2:]:
     print(case["config"], case["collectives"])
   # Along data, nothing but the gradient of the prompt and the metrics is summed
   # over the rows, in each of two microbatches; the tokens alone move, from
   # their batch to these.
-  gradient, tokens = 5 * 32 * 4, 16 * (12 + 3 * 4) * 4
+  gradient, tokens = 5 * 32 * 4, 16 * (12 + 3 * 2) * 4
   (_, summed), *others = found[2]["collectives"].values()
   assert found[2]["collectives"]["all-reduce"][1] == summed
   assert summed < 2 * (gradient + 64)
@@ -97,6 +100,11 @@ def test_eight_devices_train_as_one_on_every_mesh(tmp_path):
         num_bytes for kind, (_, num_bytes) in counted if kind != "all-reduce"
       ]
       assert sum(rest) < 5000, case["config"]
+
+
+@pytest.mark.slow
+def test_so_they_do_with_keys_and_values_of_the_encoder(tmp_path):
+  check_cases(run_cases([CASES[0], CASES[6]], 4, tmp_path))
 
 
 @pytest.fixture

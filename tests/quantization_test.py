@@ -2,6 +2,7 @@
 """Frozen kernels of 8 bits: rounding, products, gradients, whole runs."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -15,6 +16,7 @@ import gin
 from prompt_tuning import (
   base_sizes,
   configuration,
+  decoding,
   inference,
   layer_stacking,
   optim,
@@ -55,6 +57,34 @@ def test_a_kernel_is_rounded_by_output():
   np.testing.assert_array_equal(
     found[KERNEL].astype(jnp.float32), [[448, -224, 0], [224, 448, 0]]
   )
+
+
+@pytest.mark.parametrize("kind", quantization.KINDS)
+def test_decoding_computes_what_training_does(
+  tiny_config, frozen, tiny_batch, kind
+):
+  """Scores of targets all at once, and one token after the other."""
+  config = dataclasses.replace(
+    tiny_config, quantization=kind, num_encoder_layers=1, num_decoder_layers=1
+  )
+  model = t5.Transformer(config)
+  params = quantization.quantize(frozen, kind)
+  beam = functools.partial(
+    decoding.beam,
+    model=model,
+    max_decode_length=4,
+    config=decoding.BeamConfig(num_decodes=1, alpha=0.0),
+  )
+  beams, expected = jax.jit(beam)(params, tiny_batch["encoder_input_tokens"])
+  targets = beams[:, 0]
+  batch = tiny_batch | {
+    "decoder_input_tokens": jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+    "decoder_target_tokens": targets,
+    "decoder_loss_weights": (targets > 0).astype(jnp.int32),
+  }
+  score = functools.partial(decoding.score_targets, model=model)
+  found = jax.jit(score)(params, batch).sums
+  np.testing.assert_allclose(found, expected[:, 0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

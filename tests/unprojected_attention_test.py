@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
+import functools
+
+from flax import traverse_util
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
+from products import products
 import pytest
 
-from prompt_tuning import attention, quantization, unprojected_attention
+from prompt_tuning import attention, quantization, t5, unprojected_attention
 
 B, Q, N, D, H, K = 2, 3, 13, 24, 4, 8
 
@@ -71,9 +75,12 @@ def test_lengths_are_a_mask():
   _, found = total(params, x, features, **masks("lengths"))
   _, expected = total(params, x, features, **masks("keys"))
   np.testing.assert_array_equal(found, expected)
+  _, found = total(params, x, features, lengths=jnp.array([0, N]))
+  _, expected = total(params, x, features, lengths=jnp.array([1, N]))
+  np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("kind", quantization.KINDS[1:])
+@pytest.mark.parametrize("kind", ["int8", "float8"])
 def test_kernels_may_have_8_bits(monkeypatch, kind):
   x, features, params = example()
   names = {
@@ -104,31 +111,47 @@ def test_16_bits_are_no_less_exact_than_with_keys(monkeypatch, float32_logits):
   assert error(found) < 0.02 * np.linalg.norm(exact)
 
 
-def products(function, *arguments):
-  """Returns the shapes of the results of all products."""
-  jaxpr = jax.make_jaxpr(function)(*arguments)
-  shapes = []
+@pytest.mark.parametrize("float32_logits", [False, True])
+def test_logits_are_of_float32_if_that_is_wanted(float32_logits):
+  x, features, params = example()
+  settings = {"dtype": jnp.bfloat16, "float32_logits": float32_logits}
+  call = functools.partial(total, settings=settings)
+  (dtype,) = [
+    dtype
+    for shape, dtype in products(call, params, x, features)
+    if shape == (B, Q, H, 16)
+  ]
+  assert dtype == (jnp.float32 if float32_logits else jnp.bfloat16)
 
-  def visit(jaxpr):
-    for equation in jaxpr.eqns:
-      if equation.primitive.name == "dot_general":
-        shapes.append(equation.outvars[0].aval.shape)
-      for inner in jax.extend.core.jaxprs_in_params(equation.params):
-        visit(inner)
 
-  visit(jaxpr.jaxpr)
-  return shapes
+@pytest.mark.parametrize("remat", ["none", "minimal"])
+def test_logits_are_not_computed_again(tiny_config, tiny_params, remat):
+  config = dataclasses.replace(tiny_config, remat=remat)
+  model = t5.Transformer(config)
+  params = traverse_util.unflatten_dict(tiny_params, sep="/")
+  tokens = jnp.ones((B, 13), jnp.int32)
+
+  def loss(params):
+    few = tokens[:, :Q]
+    logits = model.apply(
+      {"params": params}, tokens, few, few, enable_dropout=False
+    )
+    return jnp.sum(logits)
+
+  shapes = [shape for shape, _ in products(jax.grad(loss), params)]
+  # Forward, and the gradient of the weights, in three layers.
+  assert shapes.count((B, Q, config.num_heads, 16)) == 2 * 3
 
 
 def test_no_feature_is_projected(monkeypatch):
   x, features, params = example()
   gradient = lambda: jax.grad(lambda *a: total(*a)[0], argnums=(1, 2))
-  shapes = products(gradient(), params, x, features)
+  shapes = [s for s, _ in products(gradient(), params, x, features)]
   assert (B, N, H * K) not in shapes
   # For the features themselves there are two, over queries and heads.
-  assert [np.prod(s) for s in shapes].count(B * -(-N // 8) * 8 * D) == 2
+  assert shapes.count((B, 16, D)) == 2
   projected(monkeypatch)
-  shapes = products(gradient(), params, x, features)
+  shapes = [s for s, _ in products(gradient(), params, x, features)]
   assert shapes.count((B, N, H * K)) == 2
 
 

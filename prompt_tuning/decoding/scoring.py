@@ -4,7 +4,6 @@
 from typing import NamedTuple
 
 from flax import traverse_util
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
@@ -96,23 +95,20 @@ def score_labels(
   encoded = steps.encode(
     params, encoder_input_tokens, prompt_lengths, model=model
   )
-  batch_size = encoder_input_tokens.shape[0]
-
-  def score(label: Int[Array, " U"]) -> Float[Array, " B"]:
-    targets = jnp.broadcast_to(label[None], (batch_size, label.shape[0]))
-    logits = model.apply(
-      variables,
-      encoded,
-      encoder_input_tokens,
-      jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1],
-      targets,
-      enable_dropout=False,
-      prompt_lengths=prompt_lengths,
-      method=model.decode,
-    )
-    assert isinstance(logits, Array)  # No collection is mutable.
-    weights = (targets > 0).astype(jnp.float32)
-    scores = target_scores(logits, targets, weights)
-    return scores.means if per_token else scores.sums
-
-  return jax.vmap(score, out_axes=1)(label_tokens)
+  num_rows, num_labels = encoder_input_tokens.shape[0], label_tokens.shape[0]
+  targets = jnp.tile(label_tokens, (num_rows, 1))
+  logits = model.apply(
+    variables,
+    encoded,
+    encoder_input_tokens,
+    jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+    targets,
+    enable_dropout=False,
+    prompt_lengths=prompt_lengths,
+    method=model.decode,
+  )
+  assert isinstance(logits, Array)  # No collection is mutable.
+  weights = (targets > 0).astype(jnp.float32)
+  scores = target_scores(logits, targets, weights)
+  found = scores.means if per_token else scores.sums
+  return found.reshape(num_rows, num_labels)

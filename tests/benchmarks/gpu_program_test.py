@@ -29,23 +29,33 @@ HloModule jit_step, is_scheduled=true
   ROOT %less = pred[] compare(%state.2, %state.2), direction=LT
 }
 
+%rarely (state.3: (s32[], bf16[4,8])) -> bf16[4,8] {
+  %state.3 = (s32[], bf16[4,8]{1,0}) parameter(0)
+  ROOT %copy.1 = bf16[4,8]{1,0} copy(%state.3)
+}
+
 ENTRY %main (x: bf16[4,8], w: f32[8]) -> bf16[4,8] {
   %x = bf16[4,8]{1,0} parameter(0)
   %w = f32[8]{0} parameter(1)
   %scaled = bf16[4,8]{1,0} fusion(%x, %w, %x), kind=kLoop, calls=%fused_add, metadata={op_name="jit(step)/transpose(jvp(Transformer))/layers_0/mul"}
   %pair = (s32[], bf16[4,8]{1,0}) tuple(%w, %scaled)
+  %sent = bf16[4,8]{1,0} all-reduce-start(%x), to_apply=%fused_add
+  %summed = bf16[4,8]{1,0} all-reduce-done(%sent)
+  %branch = bf16[4,8]{1,0} conditional(%w, %pair), branch_computations={%rarely, %rarely}
   ROOT %loop = (s32[], bf16[4,8]{1,0}) while(%pair), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"5"}}
 }
 """  # noqa: E501
 
 
 def test_kernels_are_counted_with_what_they_read_and_write():
-  found = list(gpu_program.kernels(PROGRAM))
-  backward, turns = sorted(found, key=lambda kernel: kernel.number)
+  turns, copy, backward, sent = gpu_program.kernels(PROGRAM)
   assert backward.place == "jit(step)/transpose(jvp(Transformer))/layers_0/mul"
   assert (backward.number, backward.num_bytes) == (1, 64 + 64 + 32)
   assert turns.place == "jit(step)/jvp(Transformer)/layers_1/add"
+  # The array of a state of 64 + 4 bytes is read, another state is written.
   assert (turns.number, turns.num_bytes) == (5, 5 * (64 + 4 + 64))
+  assert (copy.place, copy.num_bytes) == ("copy", 64 + 64 + 4)
+  assert (sent.place, sent.num_bytes) == ("all-reduce-start", 64 + 64)
 
 
 def test_layers_are_taken_together(capsys):

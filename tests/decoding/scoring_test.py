@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_tuning import decoding
+from prompt_tuning import decoding, unprojected_attention
 
 # Bytes of the JSON in the golden, as rows of tokens.
 LABELS = np.array(
@@ -100,3 +100,18 @@ def test_each_input_is_encoded_once_for_all_labels(rank, model, params):
   for_all_labels = two - (four - two)
   encoding = num_operations(encode, {"params": variables}, inputs)
   assert for_all_labels > encoding
+
+
+def test_many_labels_share_the_keys_of_an_input(
+  rank, model, params, monkeypatch
+):
+  inputs = rank["encoder_input_tokens"][::4]
+  labels = jnp.tile(LABELS[:1, :2], (16, 1))  # Each of them would be few.
+
+  def num_operations():
+    score = functools.partial(decoding.score_labels, model=model)
+    return jax.jit(score).lower(params, inputs, labels).cost_analysis()["flops"]
+
+  found = num_operations()
+  monkeypatch.setattr(unprojected_attention, "is_cheaper", lambda *_: False)
+  assert num_operations() == found
