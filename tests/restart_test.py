@@ -18,7 +18,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 NUM_STEPS = 1500
-NUM_KILLS = int(os.environ.get("NUM_KILLS", "4"))
+NUM_KILLS = int(os.environ.get("NUM_KILLS", "3"))
 PROMPT = (
   f"numpy_checkpoints/checkpoint_{NUM_STEPS}/encoder.prompt.prompt.prompt"
 )
