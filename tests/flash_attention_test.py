@@ -110,7 +110,9 @@ def test_query_key_and_value_are_not_computed_again(
   assert counts == [[1, 1], [1, 1]]
 
 
-@pytest.mark.parametrize("kind", ["none", "int8"])
+@pytest.mark.parametrize(
+  "kind", ["int8", pytest.param("none", marks=pytest.mark.slow)]
+)
 def test_loss_and_gradient_are_those_of_plain_attention(
   kernel, prompted, tiny_batch, kind
 ):
@@ -232,7 +234,7 @@ def example(num_queries, num_keys, *, with_bias, with_factors):
   [
     (330, 330, True, True),  # Blocks far apart have no tile of their own.
     pytest.param(200, 200, "causal", False, marks=pytest.mark.slow),
-    (5, 150, False, True),
+    pytest.param(5, 150, False, True, marks=pytest.mark.slow),
   ],
 )
 def test_the_kernel_computes_what_the_reference_does(
@@ -312,7 +314,9 @@ def test_parts_have_the_gradients_of_a_whole(trained):
   assert outputs[-1] == [of_key, of_key]
 
 
-@pytest.mark.parametrize("trained", ["whole", "first", "both"])
+@pytest.mark.parametrize(
+  "trained", ["whole", "first", pytest.param("both", marks=pytest.mark.slow)]
+)
 def test_one_array_of_all_three_gives_the_same(trained):
   """With the gradients of query, key and value in one array, too."""
   arguments, weights = example(40, 40, with_bias=True, with_factors=True)

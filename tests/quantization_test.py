@@ -59,7 +59,13 @@ def test_a_kernel_is_rounded_by_output():
   )
 
 
-@pytest.mark.parametrize("kind", quantization.KINDS)
+@pytest.mark.parametrize(
+  "kind",
+  [
+    "float8_products",
+    *(pytest.param(x, marks=pytest.mark.slow) for x in quantization.KINDS[:-1]),
+  ],
+)
 def test_decoding_computes_what_training_does(
   tiny_config, frozen, tiny_batch, kind
 ):

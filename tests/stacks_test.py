@@ -61,6 +61,7 @@ def test_a_layer_has_dropout_in_every_place(layer_type, place, monkeypatch):
   assert np.abs(dropped - without).max() > 0.01
 
 
+@pytest.mark.slow
 def test_every_layer_draws_with_an_rng_of_its_own(monkeypatch):
   rngs, draw = [], dropout.draw
 

@@ -39,10 +39,11 @@ DATA = task_data.TaskData("task", [], [], [], LENGTHS, BYTES)
       trials.Sweep(learning_rates=(0.1, 0.2)),
       marks=pytest.mark.slow,
     ),
-    (
+    pytest.param(
       partitioning.MeshConfig(parameter_sharding=True),
       "float8",
       trials.Sweep(seeds=(0, 1)),
+      marks=pytest.mark.slow,
     ),
   ],
   ids=["data", "model", "fsdp"],

@@ -53,8 +53,9 @@ def differentiated(*arguments, **options):
   return with_gradients(*arguments, **options)
 
 
-@pytest.mark.parametrize("dropped", [False, True])
-@pytest.mark.parametrize("kind", ["none", "keys", "pairs"])
+@pytest.mark.parametrize(
+  ("kind", "dropped"), [("none", False), ("keys", True), ("pairs", True)]
+)
 def test_values_and_gradients_are_those_of_keys_and_values(
   monkeypatch, kind, dropped
 ):
