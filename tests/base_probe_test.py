@@ -33,6 +33,7 @@ def probe(network):
   )
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_the_plain_model(probe, network, tiny_params):
   row = np.array([20, 21, 22, 30, 31, 32], np.int32)
   inputs = batching.Ragged.from_rows([np.append(row, 1)])

@@ -51,6 +51,7 @@ def two(tiny_config, tiny_batch):
   return trials.stack(states), frozen, batch, rngs, step_fn
 
 
+@pytest.mark.slow
 def test_devices_train_their_own_trials_and_say_nothing(two):
   states, frozen, batch, rngs, step_fn = two
   together = functools.partial(trials.train_step, step_fn=step_fn)

@@ -161,9 +161,8 @@ def test_a_prompt_leaves_metrics_predictions_and_events(
   assert list((tmp_path / "out" / "tensorboard").glob("events*"))
 
 
-@pytest.mark.parametrize(
-  "mode", ["generation", pytest.param("rank", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["generation", "rank"])
 def test_an_ensemble_reports_what_separate_runs_do(evaluate, mode):
   names = ("prompt_0", "prompt_1", "prompt_2")
   separate = [evaluate(name, mode=mode, folder=name) for name in names]

@@ -48,7 +48,7 @@ def test_a_stack_that_is_trained_in_part_stays_as_it_is(frozen):
 @pytest.mark.parametrize(
   ("remat", "is_stacked"),
   [
-    ("none", True),
+    pytest.param("none", True, marks=pytest.mark.slow),
     pytest.param("minimal", True, marks=pytest.mark.slow),
     pytest.param("minimal", False, marks=pytest.mark.slow),
     pytest.param("full", True, marks=pytest.mark.slow),

@@ -171,7 +171,7 @@ def shallow_config(tiny_config):
 @pytest.mark.parametrize(
   ("kind", "least"),
   [
-    ("int8", 0.99),
+    pytest.param("int8", 0.99, marks=pytest.mark.slow),
     pytest.param("float8", 0.9, marks=pytest.mark.slow),
     ("float8_products", 0.8),
   ],
