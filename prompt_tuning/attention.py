@@ -45,10 +45,6 @@ def _is_visible(
   return places < jnp.maximum(lengths, 1)[:, None, None, None]
 
 
-def _length(inputs: Features) -> int:
-  return sum(x.shape[1] for x in jax.tree.leaves(inputs))
-
-
 class Attention(nn.Module):
   """Multi-head attention without 1/sqrt(K): it is in the query's initialiser.
 
@@ -114,8 +110,11 @@ class Attention(nn.Module):
       return self._project_out(joined, inputs_q)
 
     query = self._project(to_query, inputs_q)
-    few = unprojected_attention.is_cheaper(_length(inputs_q), self.head_dim)
-    if few and bias is None and not (decode or keep or self.in_float8):
+    if (
+      bias is None
+      and not (decode or keep or self.in_float8)
+      and unprojected_attention.is_cheaper(query.shape[1], self.head_dim)
+    ):
       assert not isinstance(inputs_kv, tuple), "parts come with a bias"
       if lengths is not None:
         mask = _is_visible(lengths, inputs_kv.shape[1])
