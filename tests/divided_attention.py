@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Divides attention among four virtual devices, for attention_kernels_test.py."""
+"""Attention among four virtual devices, for attention_kernels_test.py."""
 
 import os
 
