@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import dataclasses
 import difflib
 import importlib
+import logging
 import pathlib
 import re
 import sys
@@ -91,6 +92,7 @@ def load(flags: Flags) -> None:
   """
   for path in (*SEARCH_PATHS, *flags.search_paths):
     gin.add_config_file_search_path(path)
+  logging.getLogger().addFilter(_is_no_failed_search)
   texts = [_read(name, flags.search_paths) for name in flags.gin_files]
   _check_macros(texts, flags.bindings)
   # A binding on the command line can name whatever a file imports.
@@ -104,6 +106,11 @@ def load(flags: Flags) -> None:
     )
   except (Exception, SyntaxError) as error:  # gin raises many types.
     raise ValueError(_one_sentence(error)) from error
+
+
+def _is_no_failed_search(record: logging.LogRecord) -> bool:
+  """Hides that gin has looked for a file in one folder before the next."""
+  return not str(record.msg).startswith("Path not found")
 
 
 def _read(name: str, search_paths: Sequence[str]) -> str:

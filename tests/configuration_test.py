@@ -209,13 +209,14 @@ def test_a_later_file_overrides_an_earlier_one_and_flags_both():
   assert gin.query_parameter("t5.T5Config.num_encoder_layers") == 3
 
 
-def test_files_are_found_from_any_directory(tmp_path, monkeypatch):
+def test_files_are_found_from_any_directory(tmp_path, monkeypatch, caplog):
   monkeypatch.chdir(tmp_path)
   own = tmp_path / "own"
   own.mkdir()
   (own / "mine.gin").write_text("include 'gin/runs/demo.gin'\nEVAL_STEPS = 3\n")
   load("--gin_file=mine.gin", f"--gin_search_paths={own}")
   assert gin.query_parameter("%EVAL_STEPS") == 3
+  assert not caplog.records
 
 
 def test_a_comment_hides_no_line_behind_it(tmp_path):
