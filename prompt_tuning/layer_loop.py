@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layers of a stack, one after the other, and what they keep."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -36,7 +37,8 @@ def run_layers(
   """Runs the layers of a stack, submodules of `parent`, one after the other.
 
   They are scanned where `parent` has their parameters stacked; see
-  `layer_stacking`.
+  `layer_stacking`. Otherwise a program has each of them, but layers of the same
+  shapes are traced and lowered as one function, which saves most of that time.
 
   Args:
     parent: the encoder or decoder.
@@ -60,11 +62,33 @@ def run_layers(
         length=num_layers,
       )
       return scan(layer_type(config, name="layers"), x, rngs)[0]
+  # Variables beside the parameters, such as a cache, belong to one layer. And
+  # nothing is to be compiled for a call that is not.
+  is_traced = isinstance(jax.tree.leaves(x)[0], jax.core.Tracer)
+  assert parent.scope is not None  # It is being called.
+  is_shared = is_traced and not parent.scope.mutable
+  one = _traced_once(layer_type(config, parent=None), apply)
   for i in range(num_layers):
     own = None if rngs is None else rngs[i]
-    x = apply(layer_type(config, name=f"layers_{i}"), x, own)
+    name = f"layers_{i}"
+    if is_shared:
+      x = one(parent.get_variable("params", name), x, own)
+    else:
+      x = apply(layer_type(config, name=name), x, own)
   assert isinstance(x, Array)  # There is a layer.
   return x
+
+
+def _traced_once(layer: nn.Module, apply: _Apply) -> _Apply:
+  """Returns a function of a layer's parameters, its input and its rng."""
+
+  @jax.jit
+  def one_layer(
+    params: Mapping[str, Any], x: attention.Features, rng: dropout.Rng
+  ) -> Float[Array, "B S D"]:
+    return apply(layer.bind({"params": params}), x, rng)
+
+  return one_layer
 
 
 def _rematerialized(

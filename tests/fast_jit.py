@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles interpreted kernels fast, for their tests."""
+"""Compiles fast what runs once, such as interpreted kernels in their tests."""
 
 import functools
 
 import jax
 
-# Interpreted kernels take longer to compile than to run.
+# These take longer to compile than to run.
 fast_jit = functools.partial(
   jax.jit,
   compiler_options={
