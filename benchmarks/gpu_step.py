@@ -10,7 +10,8 @@ one step is in flight while the next is called; the time of a step is the median
 of `--steps`. The share is of the rate of an 8192-cubed bfloat16 product,
 measured behind it. `--trained=all` is a step of pretraining, with float32
 weights and no prompt. `--peer` also runs `peer_step.py`, which needs torch, and
-tells how many times longer a step of transformers with PEFT takes.
+tells how many times longer a step of transformers with PEFT takes;
+`--peer=compiled` is another of its kinds.
 Each size is a process of its own, so that the peak of memory is its own.
 """
 
@@ -29,6 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peer_step
 import sizes
 
 from prompt_tuning import (
@@ -192,6 +194,7 @@ def measure_peer(size: str, args: argparse.Namespace) -> dict[str, Any]:
   """Measures PyTorch on the same network and batches."""
   same = ("batch_size", "inputs", "targets", "prompt", "dropout", "steps")
   flags = [f"--{name}={getattr(args, name)}" for name in same]
+  flags.append(f"--kind={args.peer}")
   return measure_apart("peer_step.py", f"--size={size}", *flags)
 
 
@@ -201,7 +204,9 @@ def main() -> None:
   parser.add_argument("--sizes", default="base,large,xl,xxl")
   parser.add_argument("--trained", choices=("prompt", "all"), default="prompt")
   add_options(parser)
-  parser.add_argument("--peer", action="store_true")
+  parser.add_argument(
+    "--peer", nargs="?", const="blocks", choices=peer_step.KINDS
+  )
   parser.add_argument("--child", help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.child:

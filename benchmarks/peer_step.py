@@ -12,9 +12,11 @@ torch, transformers and peft; decode.py --peer alone does too.
 Kinds: `eager` and `sdpa` are transformers as it comes. There, `sdpa` gets the
 bias of T5 with its heads innermost, which the fused kernels of PyTorch refuse.
 `compiled` is `sdpa` under torch.compile, with the bias laid out for them; see
-`fast_attention`. If it fails it is tried again with the next of ATTENTION,
-which is printed. `attention` says what was asked for, `attention_ops` what a
-step was then seen to call: none in a compiled step means the plain products.
+`fast_attention`. `blocks` compiles each block of the network instead: four
+programs however many there are, where the whole takes minutes. If either fails
+it is tried again with the next of ATTENTION, which is printed. `attention` says
+what was asked for, `attention_ops` what a step was then seen to call: none in a
+compiled step means the plain products.
 """
 
 import argparse
@@ -28,6 +30,7 @@ import time
 from typing import Any
 
 ATTENTION = ("cudnn", "efficient", "shipped")  # In the order of their trial.
+KINDS = ("eager", "sdpa", "compiled", "blocks")
 
 
 @contextlib.contextmanager
@@ -119,6 +122,12 @@ def start(args: argparse.Namespace, device: str) -> Callable[[], Any]:
   )
   if args.kind == "compiled":
     model = torch.compile(model, dynamic=False)
+  if args.kind == "blocks":
+    for block in (
+      *model.base_model.encoder.block,
+      *model.base_model.decoder.block,
+    ):
+      block.compile(dynamic=False)
 
   def step() -> torch.Tensor:
     for inputs, targets in batches:
@@ -173,14 +182,12 @@ def main() -> None:
   """Prints what was measured."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--size", default="base")
-  parser.add_argument(
-    "--kind", choices=("eager", "sdpa", "compiled"), default="compiled"
-  )
+  parser.add_argument("--kind", choices=KINDS, default="compiled")
   parser.add_argument(
     "--attention",
     choices=ATTENTION,
     default="cudnn",
-    help="the first that `compiled` tries",
+    help="the first that `compiled` and `blocks` try",
   )
   parser.add_argument("--batch_size", type=int, default=32)
   parser.add_argument("--micro_batches", type=int, default=1)
@@ -196,7 +203,8 @@ def main() -> None:
   import torch
   import transformers
 
-  first = args.attention if args.kind == "compiled" else "shipped"
+  is_compiled = args.kind in ("compiled", "blocks")
+  first = args.attention if is_compiled else "shipped"
   for attention in ATTENTION[ATTENTION.index(first) :]:
     try:
       with fast_attention(attention):
