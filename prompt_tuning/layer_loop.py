@@ -62,8 +62,8 @@ def run_layers(
         length=num_layers,
       )
       return scan(layer_type(config, name="layers"), x, rngs)[0]
-  # Variables beside the parameters, such as a cache, belong to one layer. And
-  # nothing is to be compiled for a call that is not.
+  # Variables beside the parameters, such as a cache, belong to one layer. And a
+  # call that is not compiled is to compile nothing.
   is_traced = isinstance(jax.tree.leaves(x)[0], jax.core.Tracer)
   assert parent.scope is not None  # It is being called.
   is_shared = is_traced and not parent.scope.mutable

@@ -136,6 +136,18 @@ def test_no_telling_word_of_the_validation_split_is_trained():
   assert labels.count("positive") == labels.count("negative") == 160
 
 
+def test_the_inputs_are_as_long_as_the_longest_sentence(gin_model):
+  from prompt_tuning.tasks import demo, vocabularies
+
+  import gin
+
+  gin_model("gin/runs/demo.gin")
+  encode = vocabularies.english_8k().encode
+  rows = [*demo.sentences("train"), *demo.sentences("validation")]
+  longest = max(len(encode(text)) + 1 for text, _ in rows)  # And its end.
+  assert gin.query_parameter("%TASK_FEATURE_LENGTHS")["inputs"] == longest
+
+
 def test_the_shipped_base_is_that_of_its_gin_file(gin_model):
   from prompt_tuning import pretrained, t5, weights
 
