@@ -64,9 +64,8 @@ def run_layers(
       return scan(layer_type(config, name="layers"), x, rngs)[0]
   # Variables beside the parameters, such as a cache, belong to one layer. And a
   # call that is not compiled is to compile nothing.
-  is_traced = isinstance(jax.tree.leaves(x)[0], jax.core.Tracer)
   assert parent.scope is not None  # It is being called.
-  is_shared = is_traced and not parent.scope.mutable
+  is_shared = not parent.scope.mutable and _is_compiled(x)
   one = _traced_once(layer_type(config, parent=None), apply)
   for i in range(num_layers):
     own = None if rngs is None else rngs[i]
@@ -77,6 +76,14 @@ def run_layers(
       x = apply(layer_type(config, name=name), x, own)
   assert isinstance(x, Array)  # There is a layer.
   return x
+
+
+def _is_compiled(x: attention.Features) -> bool:
+  """Tells whether a call is traced for a program, not run as it stands."""
+  part = jax.tree.leaves(x)[0]
+  if not isinstance(part, jax.core.Tracer):
+    return False
+  return part.to_concrete_value() is None  # It has one in an eager gradient.
 
 
 def _traced_once(layer: nn.Module, apply: _Apply) -> _Apply:

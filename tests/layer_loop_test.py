@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_tuning import t5
+from prompt_tuning import layer_loop, t5
 
 CONFIG = t5.T5Config(
   vocab_size=32,
@@ -57,3 +57,9 @@ def test_every_layer_has_its_own_parameters_and_dropout(params):
   together, alone = (gradient(params, mutable) for mutable in ((), ("cache",)))
   check = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
   jax.tree.map(check, together, alone)
+
+
+@pytest.mark.slow
+def test_a_gradient_that_is_not_compiled_compiles_no_layer(params, monkeypatch):
+  monkeypatch.setattr(layer_loop, "_traced_once", lambda *_: None)
+  assert jax.tree.leaves(jax.grad(loss)(params, ()))
