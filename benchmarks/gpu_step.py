@@ -10,8 +10,8 @@ one step is in flight while the next is called; the time of a step is the median
 of `--steps`. The share is of the rate of an 8192-cubed bfloat16 product,
 measured behind it. `--trained=all` is a step of pretraining, with float32
 weights and no prompt. `--peer` also runs `peer_step.py`, which needs torch, and
-tells how many times longer a step of transformers with PEFT takes;
-`--peer=compiled` is another of its kinds.
+tells how many times longer a step of transformers with PEFT takes, of the kind
+`blocks` unless another is given (`--peer=compiled`).
 Each size is a process of its own, so that the peak of memory is its own.
 """
 

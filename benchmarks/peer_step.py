@@ -12,11 +12,12 @@ torch, transformers and peft; decode.py --peer alone does too.
 Kinds: `eager` and `sdpa` are transformers as it comes. There, `sdpa` gets the
 bias of T5 with its heads innermost, which the fused kernels of PyTorch refuse.
 `compiled` is `sdpa` under torch.compile, with the bias laid out for them; see
-`fast_attention`. `blocks` compiles each block of the network instead: four
-programs however many there are, where the whole takes minutes. If either fails
-it is tried again with the next of ATTENTION, which is printed. `attention` says
-what was asked for, `attention_ops` what a step was then seen to call: none in a
-compiled step means the plain products.
+`fast_attention`. `blocks` compiles each block of the network instead, and
+leaves embeddings, last norms, logits and loss as they come: four programs
+however many blocks there are (`graphs`), where the whole takes minutes. If
+`compiled` or `blocks` fails it is tried again with the next of ATTENTION, which
+is printed. `attention` says what was asked for, `attention_ops` what a step was
+then seen to call: none in a compiled step means the plain products.
 """
 
 import argparse
@@ -145,6 +146,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
   import torch
 
   is_cuda = torch.cuda.is_available()
+  torch._dynamo.utils.counters.clear()
   step = start(args, "cuda" if is_cuda else "cpu")
   started = time.perf_counter()
   losses = [float(step())]
@@ -172,6 +174,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     "step_ms": 1e3 * statistics.median(seconds[3:]),
     "peak_gib": peak / 2**30,
     "compile_s": compile_s,
+    "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],
     "attention_ops": [
       x.key for x in profile.key_averages() if "_scaled_dot" in x.key
     ],

@@ -92,7 +92,6 @@ def load(flags: Flags) -> None:
   """
   for path in (*SEARCH_PATHS, *flags.search_paths):
     gin.add_config_file_search_path(path)
-  logging.getLogger().addFilter(_is_no_failed_search)
   texts = [_read(name, flags.search_paths) for name in flags.gin_files]
   _check_macros(texts, flags.bindings)
   # A binding on the command line can name whatever a file imports.
@@ -100,15 +99,18 @@ def load(flags: Flags) -> None:
     r"^(?:from \S+ )?import .+", "\n".join(texts), re.MULTILINE
   )
   header = list(dict.fromkeys(imports))
+  logging.getLogger().addFilter(_is_of_interest)
   try:
     gin.parse_config_files_and_bindings(
       flags.gin_files, ["\n".join([*header, *flags.bindings])]
     )
   except (Exception, SyntaxError) as error:  # gin raises many types.
     raise ValueError(_one_sentence(error)) from error
+  finally:
+    logging.getLogger().removeFilter(_is_of_interest)
 
 
-def _is_no_failed_search(record: logging.LogRecord) -> bool:
+def _is_of_interest(record: logging.LogRecord) -> bool:
   """Hides that gin has looked for a file in one folder before the next."""
   return not str(record.msg).startswith("Path not found")
 

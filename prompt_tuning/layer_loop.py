@@ -38,7 +38,8 @@ def run_layers(
 
   They are scanned where `parent` has their parameters stacked; see
   `layer_stacking`. Otherwise a program has each of them, but layers of the same
-  shapes are traced and lowered as one function, which saves most of that time.
+  shapes are traced as one function, which saves most of the time before XLA;
+  not where variables are written, as in decoding, nor in an eager call.
 
   Args:
     parent: the encoder or decoder.
@@ -62,24 +63,27 @@ def run_layers(
         length=num_layers,
       )
       return scan(layer_type(config, name="layers"), x, rngs)[0]
-  # Variables beside the parameters, such as a cache, belong to one layer. And a
-  # call that is not compiled is to compile nothing.
   assert parent.scope is not None  # It is being called.
-  is_shared = not parent.scope.mutable and _is_compiled(x)
-  one = _traced_once(layer_type(config, parent=None), apply)
+  one = None
+  # What a layer writes, such as a cache, belongs to it alone. And a call that
+  # is not compiled is to compile nothing.
+  if not parent.scope.mutable and _is_compiled(x):
+    one = _traced_once(layer_type(config, parent=None), apply)
   for i in range(num_layers):
     own = None if rngs is None else rngs[i]
     name = f"layers_{i}"
-    if is_shared:
-      x = one(parent.get_variable("params", name), x, own)
-    else:
+    params: Mapping[str, Any] | None = parent.get_variable("params", name)
+    if one is None or params is None:  # Then Flax says what is missing.
       x = apply(layer_type(config, name=name), x, own)
+    else:
+      with jax.named_scope(name):
+        x = one(params, x, own)
   assert isinstance(x, Array)  # There is a layer.
   return x
 
 
 def _is_compiled(x: attention.Features) -> bool:
-  """Tells whether a call is traced for a program, not run as it stands."""
+  """Tells whether a call is traced for a program; true in an eager vmap too."""
   part = jax.tree.leaves(x)[0]
   if not isinstance(part, jax.core.Tracer):
     return False
@@ -88,12 +92,13 @@ def _is_compiled(x: attention.Features) -> bool:
 
 def _traced_once(layer: nn.Module, apply: _Apply) -> _Apply:
   """Returns a function of a layer's parameters, its input and its rng."""
+  apply_to = nn.apply(apply, layer)
 
   @jax.jit
   def one_layer(
     params: Mapping[str, Any], x: attention.Features, rng: dropout.Rng
   ) -> Float[Array, "B S D"]:
-    return apply(layer.bind({"params": params}), x, rng)
+    return apply_to({"params": params}, x, rng)
 
   return one_layer
 

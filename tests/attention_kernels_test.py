@@ -102,7 +102,9 @@ def test_logits_may_be_large(dtype):
     assert jnp.isfinite(found).all()
 
 
-@pytest.mark.parametrize("trained", ["first", "both"])
+@pytest.mark.parametrize(
+  "trained", ["first", pytest.param("both", marks=pytest.mark.slow)]
+)
 def test_parts_have_the_gradients_of_a_whole(trained):
   """Those of the first alone, if the others are not differentiated."""
   arguments, weights = example(40, 40, with_bias=True, with_factors=True)
@@ -136,7 +138,11 @@ def test_parts_have_the_gradients_of_a_whole(trained):
 
 
 @pytest.mark.parametrize(
-  "trained", ["whole", "first", pytest.param("both", marks=pytest.mark.slow)]
+  "trained",
+  [
+    "whole",
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ("first", "both")),
+  ],
 )
 def test_one_array_of_all_three_gives_the_same(trained):
   """With the gradients of query, key and value in one array, too."""

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """That the layers of a stack are traced as one, and compute what they did."""
 
+import dataclasses
 import functools
 import re
 
 from fast_jit import fast_jit
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_tuning import layer_loop, t5
+from prompt_tuning import layer_loop, t5, t5_config
 
 CONFIG = t5.T5Config(
   vocab_size=32,
@@ -32,23 +34,30 @@ def _params():
   return MODEL.init(rng, TOKENS, TOKENS, TOKENS, enable_dropout=False)["params"]
 
 
-def loss(params, mutable):
+def loss(params, mutable, remat="none"):
   """Sums logits; with something mutable every layer is traced on its own."""
+  model = MODEL.clone(config=dataclasses.replace(CONFIG, remat=remat))
   arguments = {"params": params}, TOKENS, TOKENS, TOKENS
   rngs = {"dropout": jax.random.key(1)}
-  logits, _ = MODEL.apply(*arguments, rngs=rngs, mutable=mutable)
+  logits, _ = model.apply(*arguments, rngs=rngs, mutable=mutable)
   return jnp.sum(logits**2)
 
 
-def num_functions(params, mutable):
-  text = jax.jit(loss, static_argnums=1).lower(params, mutable).as_text()
+def num_functions(params, mutable, remat="none"):
+  gradient = jax.jit(jax.value_and_grad(loss), static_argnums=(1, 2))
+  text = gradient.lower(params, mutable, remat).as_text()
   names = re.findall(r"func\.func private @(one_layer\w*)", text)
   num_calls = len(re.findall(r"call @one_layer", text))
   return len(names), num_calls
 
 
-def test_layers_of_a_stack_are_one_function(params):
-  assert num_functions(params, ()) == (2, 7)
+@pytest.mark.parametrize("remat", t5_config.REMAT)
+def test_layers_of_a_stack_are_one_function(params, remat):
+  # Forward and backward.
+  assert num_functions(params, (), remat) == (4, 14)
+
+
+def test_layers_that_may_write_are_none(params):
   assert num_functions(params, ("cache",)) == (0, 0)
 
 
@@ -59,7 +68,25 @@ def test_every_layer_has_its_own_parameters_and_dropout(params):
   jax.tree.map(check, together, alone)
 
 
-@pytest.mark.slow
-def test_a_gradient_that_is_not_compiled_compiles_no_layer(params, monkeypatch):
-  monkeypatch.setattr(layer_loop, "_traced_once", lambda *_: None)
-  assert jax.tree.leaves(jax.grad(loss)(params, ()))
+def test_a_call_that_is_not_compiled_compiles_no_layer():
+  found = []
+
+  def function(x):
+    found.append(layer_loop._is_compiled(x))
+    return jnp.sum(x**2)
+
+  x = jnp.ones((1, 1, 1))
+  function(x)
+  jax.grad(function)(x)
+  assert found == [False, False]
+  jax.jit(function)(x)
+  jax.jit(jax.grad(function))(x)
+  assert found[2:] == [True, True]
+
+
+def test_a_missing_parameter_is_named(params):
+  encoder = dict(params["encoder"])
+  del encoder["layers_3"]
+  run = functools.partial(loss, mutable=())
+  with pytest.raises(flax.errors.ScopeParamNotFoundError, match="layers_3/"):
+    jax.eval_shape(run, params | {"encoder": encoder})

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-NUM_STEPS = 1500
+NUM_STEPS = 900
 NUM_KILLS = int(os.environ.get("NUM_KILLS", "3"))
 PROMPT = (
   f"numpy_checkpoints/checkpoint_{NUM_STEPS}/encoder.prompt.prompt.prompt"

@@ -160,6 +160,7 @@ def test_the_encoded_input_is_projected_before_the_loop(arrays, model, params):
   projected = r"dot_general.*-> tensor<3x17x32xf32>"
   assert re.search(projected, program)
   assert not re.search(projected, loop)
+  assert "call @one_layer" not in loop  # Whose products would be elsewhere.
 
 
 def test_top_k_draws_the_likeliest_k_tokens(draw):
