@@ -8,7 +8,8 @@ batch 32, dropout 0.1: `trainer.train_step` with the switches that a run has
 (ATTENTION, REMAT, QUANTIZATION, loop.LoopConfig.stack_layers). As in the loop,
 one step is in flight while the next is called; the time of a step is the median
 of `--steps`. The share is of the rate of an 8192-cubed bfloat16 product,
-measured behind it. `--trained=all` is a step of pretraining, with float32
+measured behind it; `first_s` is from the start of the process to the end of
+its first step. `--trained=all` is a step of pretraining, with float32
 weights and no prompt. `--peer` also runs `peer_step.py`, which needs torch, and
 tells how many times longer a step of transformers with PEFT takes, of the kind
 `blocks` unless another is given (`--peer=compiled`).
@@ -135,6 +136,8 @@ def measure(size: str, args: argparse.Namespace) -> dict[str, float]:
     now = time.perf_counter()
     seconds.append(now - started)
     started = now
+    if len(seconds) == 1:
+      first_s = time.time() - float(os.environ["BENCHMARK_START"])
   assert all(np.isfinite(float(x.sums.loss)) for x in waiting)
   step_s = statistics.median(seconds[3:])
   is_frozen = model.prompt is not None
@@ -156,6 +159,7 @@ def measure(size: str, args: argparse.Namespace) -> dict[str, float]:
     "share": flops / step_s / matmul_rate(),
     "peak_gib": stats.get("peak_bytes_in_use", 0) / 2**30,
     "compile_s": compile_s,
+    "first_s": first_s,
   }
 
 
@@ -182,7 +186,8 @@ def measure_apart(script: str, *flags: str) -> dict[str, Any]:
   path = pathlib.Path(__file__).with_name(script)
   output = subprocess.run(
     [sys.executable, path, *flags],
-    env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    env=os.environ
+    | {"TF_CPP_MIN_LOG_LEVEL": "3", "BENCHMARK_START": str(time.time())},
     stdout=subprocess.PIPE,
     text=True,
     check=True,
