@@ -111,7 +111,7 @@ def start(
 
 
 def measure(size: str, args: argparse.Namespace) -> dict[str, float]:
-  """Measures a size in this process."""
+  """Measures a size in this process; BENCHMARK_START says when it began."""
   model = network(args, size)
   state, frozen, step_fn = start(model, args)
   rng = np.random.default_rng(0)
