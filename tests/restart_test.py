@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-NUM_STEPS = 900
+NUM_STEPS = 450
 NUM_KILLS = int(os.environ.get("NUM_KILLS", "3"))
 PROMPT = (
   f"numpy_checkpoints/checkpoint_{NUM_STEPS}/encoder.prompt.prompt.prompt"
@@ -25,7 +25,7 @@ PROMPT = (
 TINY_RUN = "--gin_file=tests/tiny_run.gin"
 FLAGS = (
   f"--gin.TRAIN_STEPS={NUM_STEPS}",
-  "--gin.EVAL_PERIOD=300",
+  "--gin.EVAL_PERIOD=150",
   "--gin.loop.LoopConfig.checkpoint_period=15",
   "--gin.loop.LoopConfig.log_period=20",
 )
@@ -63,9 +63,10 @@ def kill_once(process, model_dir, step, rng):
   process.wait()
 
 
-def cache_flags(tmp_path):
+@pytest.fixture(scope="module")
+def cache_flags(tmp_path_factory):
   """Writes the cache of the demo's task; returns the flags that read it."""
-  cache = f"--gin.CACHE_DIR='{tmp_path}/cache'"
+  cache = f"--gin.CACHE_DIR='{tmp_path_factory.mktemp('cached')}/cache'"
   files = [TINY_RUN, "--gin_file=gin/runs/cache.gin", "--gin.MODEL_DIR=None"]
   command = [sys.executable, "-m", "prompt_tuning.cache_task", *files, cache]
   subprocess.run(command, cwd=ROOT, check=True)
@@ -92,19 +93,16 @@ def cache_flags(tmp_path):
 @pytest.mark.parametrize(
   ("source", "num_kills"), [("seqio", 1), ("cache", NUM_KILLS), ("trials", 1)]
 )
-def test_kill_minus_9_changes_no_bit(tmp_path, source, num_kills):
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tmp_path}/compiled")
-  flags = [TINY_RUN]
-  if source == "cache":
-    flags = cache_flags(tmp_path)
-  elif source == "trials":
+def test_kill_minus_9_changes_no_bit(tmp_path, cache_flags, source, num_kills):
+  flags = [TINY_RUN] if source == "seqio" else [*cache_flags]
+  if source == "trials":
     flags.append("--gin.SEEDS=(0, 1)")
   straight, killed = tmp_path / "straight", tmp_path / "killed"
   output, _ = start(straight, *flags).communicate()
   assert "frozen parameters unchanged" in output, output
   rng = random.Random(num_kills)
   num_torn = 0
-  for step in sorted(rng.sample(range(NUM_STEPS - 300), num_kills)):
+  for step in sorted(rng.sample(range(NUM_STEPS - 150), num_kills)):
     kill_once(start(killed, *flags), killed, step, rng)
     num_torn += any(killed.glob("*orbax-checkpoint-tmp*"))
   output, _ = start(killed, *flags).communicate()

@@ -169,6 +169,8 @@ def test_it_trains(run, tmp_path):
   result = run(
     GIN_FILE,
     "--gin.TRAIN_STEPS=2",
+    "--gin.SEEDS=0",
+    "--gin.EVAL_STEPS=1",
     "--gin.BATCH_SIZE=8",
     PYTHON=sys.executable,
     MODEL_DIR=str(tmp_path / "a run"),
