@@ -9,16 +9,23 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 import re
 import string
+import types
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from prompt_tuning.tasks import postprocessors
-from sklearn import metrics as sk
 
 Values = Sequence[Any]
 Scores = dict[str, float]
 MetricFn = Callable[..., Scores]
+
+
+def _sklearn() -> types.ModuleType:
+  """Imports scikit-learn where it is needed: it takes a second."""
+  from sklearn import metrics
+
+  return metrics
 
 
 def accuracy(targets: Values, predictions: Values) -> Scores:
@@ -43,12 +50,12 @@ def f1(targets: Values, predictions: Values) -> Scores:
     prediction if prediction in (0, 1) else 1 - target
     for target, prediction in zip(targets, predictions, strict=True)
   ]
-  return {"f1": 100 * sk.f1_score(targets, legal, zero_division=0)}
+  return {"f1": 100 * _sklearn().f1_score(targets, legal, zero_division=0)}
 
 
 def cb_f1(targets: Values, predictions: Values) -> Scores:
   """Mean F1 of CB's three classes; a class that never occurs counts as 0."""
-  mean = sk.f1_score(
+  mean = _sklearn().f1_score(
     targets, predictions, labels=range(3), average="macro", zero_division=0
   )
   return {"mean_3class_f1": 100 * mean}
@@ -56,7 +63,7 @@ def cb_f1(targets: Values, predictions: Values) -> Scores:
 
 def matthews(targets: Values, predictions: Values) -> Scores:
   """Matthews correlation, CoLA's metric."""
-  value = sk.matthews_corrcoef(targets, predictions)
+  value = _sklearn().matthews_corrcoef(targets, predictions)
   return {"matthews_corrcoef": 100 * value}
 
 

@@ -6,7 +6,6 @@ import pathlib
 import subprocess
 import sys
 
-from fast_jit import fast_jit
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +73,7 @@ def test_the_kernel_computes_what_the_reference_does(
     return jnp.sum(output * weights), output
 
   wanted = (0, 1, 2, 3) if with_bias else (0, 1, 2)
-  grad = lambda attend: fast_jit(
+  grad = lambda attend: jax.jit(
     jax.grad(functools.partial(total, attend), wanted, has_aux=True)
   )
   found = grad(flash_attention.attend)(
@@ -98,7 +97,7 @@ def test_logits_may_be_large(dtype):
     flash_attention.attend(*arrays, None, lengths).astype(jnp.float32) * weights
   )
   given = [x.astype(dtype) for x in (*arrays, bias + large)]
-  for found in fast_jit(jax.grad(total, (0, 1, 2, 3)))(*given):
+  for found in jax.jit(jax.grad(total, (0, 1, 2, 3)))(*given):
     assert jnp.isfinite(found).all()
 
 
@@ -123,8 +122,8 @@ def test_parts_have_the_gradients_of_a_whole(trained):
   parts = list(zip(*map(split, (query, key, value)), strict=True))
   wanted = (0,) if trained == "first" else (0, 1)
   grad = lambda attend: jax.grad(functools.partial(total, attend), wanted)
-  found = fast_jit(grad(flash_attention.attend))(*parts)
-  expected = fast_jit(grad(whole))(*parts)
+  found = jax.jit(grad(flash_attention.attend))(*parts)
+  expected = jax.jit(grad(whole))(*parts)
   for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
   jaxpr = jax.make_jaxpr(grad(flash_attention.attend))(*parts)
@@ -164,7 +163,7 @@ def test_one_array_of_all_three_gives_the_same(trained):
     )
     return jnp.sum(output * weights), output
 
-  grad = lambda call: fast_jit(jax.grad(call, wanted, has_aux=True))
+  grad = lambda call: jax.jit(jax.grad(call, wanted, has_aux=True))
   expected, output = grad(separately)(*parts)
   stacked = [jnp.stack(x, axis=2) for x in parts]
   found, joint_output = grad(jointly)(*stacked)
@@ -193,7 +192,7 @@ def test_the_kernels_are_lowered_for_a_gpu(monkeypatch, trained):
     (grad, arrays),
     (batched, (stack(query), key, stack(value), stack(bias), stack(factors))),
   ):
-    lowered = fast_jit(call).trace(*given).lower(lowering_platforms=("cuda",))
+    lowered = jax.jit(call).trace(*given).lower(lowering_platforms=("cuda",))
     text = lowered.as_text()
     assert text.count("gpu$xla.gpu.triton") == (4 if trained else 3)
 
@@ -209,7 +208,7 @@ def test_the_gradient_of_one_array_is_completed_in_place(monkeypatch):
     output = flash_attention.attend_jointly(joined, *others)
     return jnp.sum(output.astype(jnp.float32))
 
-  lowered = fast_jit(jax.grad(total)).trace(joined)
+  lowered = jax.jit(jax.grad(total)).trace(joined)
   text = lowered.lower(lowering_platforms=("cuda",)).as_text()
   assert text.count("gpu$xla.gpu.triton") == 3
   assert text.count("output_operand_alias<") == 1

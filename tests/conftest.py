@@ -4,12 +4,14 @@
 import os
 import tempfile
 
-# Before JAX is imported anywhere: two virtual devices, no accelerator, and
-# bfloat16 rounded where the program says so, as in the goldens (by default XLA
-# keeps more digits where it fuses).
+# Before JAX is imported anywhere: two virtual devices, no accelerator, bfloat16
+# rounded where the program says so, as in the goldens (by default XLA keeps
+# more digits where it fuses), and little optimisation of programs that take
+# longer to compile than to run.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
   "--xla_force_host_platform_device_count=2 --xla_allow_excess_precision=false"
+  " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 # Tests that run the same program compile it once, in whichever worker.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp())

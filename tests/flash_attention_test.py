@@ -4,7 +4,6 @@
 import dataclasses
 import functools
 
-from fast_jit import fast_jit
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
@@ -72,7 +71,7 @@ def training(model, params, batch):
 
 def loss_and_gradient(*arguments):
   function, given = training(*arguments)
-  (loss, _), grads = fast_jit(function)(*given)
+  (loss, _), grads = jax.jit(function)(*given)
   return loss, grads[PROMPT]
 
 
@@ -127,7 +126,7 @@ def test_what_the_kernel_cannot_mask_is_computed_plainly(
 ):
   model, params = prompted
   narrow = prompts.PromptConfig(length=5, visibility=("prompt->prompt",))
-  apply = fast_jit(trainer.apply, static_argnums=0)
+  apply = jax.jit(trainer.apply, static_argnums=0)
   apply(with_kernel(model).clone(prompt=narrow), params, tiny_batch)
   segments = {
     "encoder_segment_ids": jnp.ones_like(tiny_batch["encoder_input_tokens"]),
@@ -136,7 +135,7 @@ def test_what_the_kernel_cannot_mask_is_computed_plainly(
   plain = {name: x for name, x in params.items() if name != PROMPT}
   network = with_kernel(model).clone(prompt=None)
   apply(network, plain, tiny_batch | segments)
-  fast_jit(
+  jax.jit(
     lambda: network.apply(
       {"params": traverse_util.unflatten_dict(plain, sep="/")},
       jnp.zeros((2, 7, model.config.emb_dim)),

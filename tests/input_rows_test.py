@@ -5,6 +5,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -103,6 +104,12 @@ def test_a_missing_file_and_an_unknown_format_are_refused(tmp_path):
     read(tmp_path / "none.txt")
   with pytest.raises(ValueError, match="INPUT_FORMAT='csv' must be 'text', 'j"):
     read("-", "csv")
+
+
+def test_several_processes_need_a_file(monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with pytest.raises(ValueError, match="INPUT_FILE='-' needs one process, fou"):
+    read("-")
 
 
 def make_task(name, *texts):

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import re
 
-from fast_jit import fast_jit
 import flax
 import jax
 import jax.numpy as jnp
@@ -62,7 +61,7 @@ def test_layers_that_may_write_are_none(params):
 
 
 def test_every_layer_has_its_own_parameters_and_dropout(params):
-  gradient = fast_jit(jax.value_and_grad(loss), static_argnums=1)
+  gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)
   together, alone = (gradient(params, mutable) for mutable in ((), ("cache",)))
   check = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
   jax.tree.map(check, together, alone)
