@@ -3,6 +3,7 @@ import functools
 import inspect
 import json
 
+import as_in_runs
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,11 +23,6 @@ NAMES = [
   "token_embedder/embedding",
 ]
 SGD = optax.sgd(1.0)
-# Unlike tests/conftest.py: the goldens are met to 2e-7.
-AS_IN_RUNS = {
-  "xla_backend_optimization_level": 3,
-  "xla_llvm_disable_expensive_passes": False,
-}
 
 
 def adafactor_of(case):
@@ -46,9 +42,7 @@ def trajectory(optimizer, params, grads):
     params = optax.apply_updates(params, updates)
     return (params, opt_state), params
 
-  run = jax.jit(
-    functools.partial(jax.lax.scan, step), compiler_options=AS_IN_RUNS
-  )
+  run = as_in_runs.jit(functools.partial(jax.lax.scan, step))
   (_, opt_state), params = run((params, optimizer.init(params)), grads)
   return params, opt_state
 
