@@ -2,6 +2,8 @@
 """Fixtures that more than one file of tests uses."""
 
 import os
+import subprocess
+import sys
 import tempfile
 
 # Before JAX is imported anywhere: two virtual devices, no accelerator, bfloat16
@@ -74,6 +76,21 @@ def write_tiny_base():
     pretrained.save(str(path), params, step, {})
 
   return write
+
+
+@pytest.fixture(scope="session")
+def demo_cache(tmp_path_factory):
+  """Writes the cache that tests/tiny_run_from_cache.gin reads."""
+  folder = tmp_path_factory.mktemp("demo") / "cache"
+  command = [
+    *(sys.executable, "-m", "prompt_tuning.cache_task"),
+    *("--gin_file=tests/tiny_run.gin", "--gin_file=gin/runs/cache.gin"),
+    *("--gin.MODEL_DIR=None", f"--gin.CACHE_DIR='{folder}'"),
+  ]
+  subprocess.run(
+    command, cwd=GOLDENS.parents[1], check=True, capture_output=True
+  )
+  return folder
 
 
 @pytest.fixture

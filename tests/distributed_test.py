@@ -16,36 +16,6 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROMPT = "encoder.prompt.prompt.prompt"
-TINY = (
-  "--gin_file=gin/models/tiny.gin",
-  "--gin_file=gin/prompts/from_class_labels.gin",
-  "--gin_file=gin/runs/prompt_finetune_from_cache.gin",
-  "--gin.MIXTURE_OR_TASK_NAME='demo_sentiment'",
-  "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 4}",
-  "--gin.CLASS_LABELS=['positive', 'negative']",
-  "--gin.INITIAL_CHECKPOINT_PATH=None",
-  "--gin.ACTIVATION_DTYPE='float32'",
-  "--gin.PROMPT_LENGTH=3",
-  "--gin.BATCH_SIZE=8",
-  "--gin.EVAL_STEPS=1",
-  "--gin.EVAL_PERIOD=100",
-  "--gin.t5.T5Config.emb_dim=16",
-  "--gin.t5.T5Config.num_encoder_layers=1",
-  "--gin.t5.T5Config.num_decoder_layers=1",
-  "--gin.t5.T5Config.mlp_dim=32",
-)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  """The demo's task, so that no process waits for TensorFlow."""
-  folder = tmp_path_factory.mktemp("cached") / "cache"
-  files = ("tests/tiny_run.gin", "gin/runs/cache.gin")
-  flags = [f"--gin_file={name}" for name in files]
-  flags += ["--gin.MODEL_DIR=None", f"--gin.CACHE_DIR='{folder}'"]
-  program = [sys.executable, "-m", "prompt_tuning.cache_task", *flags]
-  subprocess.run(program, cwd=ROOT, check=True, capture_output=True)
-  return folder
 
 
 def free_port():
@@ -56,7 +26,11 @@ def free_port():
 
 def start(model_dir, cache, *flags, processes):
   """Starts all processes of a run; each writes a file of its own."""
-  flags = [*TINY, f"--gin.CACHE_DIR='{cache}'", *flags]
+  flags = [
+    "--gin_file=tests/tiny_run_from_cache.gin",
+    f"--gin.CACHE_DIR='{cache}'",
+    *flags,
+  ]
   return launch(model_dir, flags, processes, MODEL_DIR=str(model_dir))
 
 
@@ -142,10 +116,12 @@ SHORT_RUN = ("--gin.TRAIN_STEPS=20", "--gin.loop.LoopConfig.log_period=5")
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory, cache):
+def one(tmp_path_factory, demo_cache):
   """The folder of a run of one process."""
   folder = tmp_path_factory.mktemp("one") / "run"
-  codes, texts = finish(start(folder, cache, *SHORT_RUN, processes=1), folder)
+  codes, texts = finish(
+    start(folder, demo_cache, *SHORT_RUN, processes=1), folder
+  )
   assert codes == [0], texts[0]
   return folder
 
@@ -167,10 +143,10 @@ def one(tmp_path_factory, cache):
   ids=["data_2", "data_2_model_2"],
 )
 def test_processes_train_and_evaluate_as_one(
-  tmp_path, cache, one, processes, flags
+  tmp_path, demo_cache, one, processes, flags
 ):
   many = tmp_path / "many"
-  running = start(many, cache, *SHORT_RUN, *flags, processes=processes)
+  running = start(many, demo_cache, *SHORT_RUN, *flags, processes=processes)
   codes, texts = finish(running, many)
   assert codes == [0] * processes, "\n".join(texts)
   assert "frozen parameters unchanged" in texts[0]
@@ -192,7 +168,10 @@ READERS = (
   "--gin_file=gin/models/tiny.gin",
   "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 4}",
   "--gin.ACTIVATION_DTYPE='float32'",
-  *TINY[-4:],
+  "--gin.t5.T5Config.emb_dim=16",
+  "--gin.t5.T5Config.num_encoder_layers=1",
+  "--gin.t5.T5Config.num_decoder_layers=1",
+  "--gin.t5.T5Config.mlp_dim=32",
 )
 
 
@@ -235,12 +214,12 @@ MESHES = {
   ("mode", "mesh"),
   [("rank", "data_2"), ("generation", "fsdp_2")],
 )
-def test_processes_evaluate_as_one(tmp_path, cache, base, mode, mesh):
+def test_processes_evaluate_as_one(tmp_path, demo_cache, base, mode, mesh):
   flags = [
     *READERS,
     "--gin_file=gin/runs/from_cache.gin",
     "--gin_file=gin/runs/eval.gin",
-    f"--gin.CACHE_DIR='{cache}'",
+    f"--gin.CACHE_DIR='{demo_cache}'",
     "--gin.MIXTURE_OR_TASK_NAME='demo_sentiment'",
     f"--gin.CHECKPOINT_PATH='{base}/base.safetensors'",
     f"--gin.PROMPT_FILE=['{base}/0.npy', '{base}/1.npy']",
@@ -341,11 +320,11 @@ def check_end(sent, victim, codes, texts):
 
 @pytest.mark.slow
 def test_processes_stop_together_and_continue_with_the_same_bits(
-  tmp_path, cache
+  tmp_path, demo_cache
 ):
   straight, stopped = tmp_path / "straight", tmp_path / "stopped"
   codes, texts = finish(
-    start(straight, cache, *LONG_RUN, processes=2), straight
+    start(straight, demo_cache, *LONG_RUN, processes=2), straight
   )
   assert codes == [0, 0], "\n".join(texts)
   for sent, victim, step in (
@@ -353,7 +332,7 @@ def test_processes_stop_together_and_continue_with_the_same_bits(
     (signal.SIGKILL, 0, 330),
     (signal.SIGKILL, 1, 530),
   ):
-    running = start(stopped, cache, *LONG_RUN, processes=2)
+    running = start(stopped, demo_cache, *LONG_RUN, processes=2)
     wait_for_step(stopped, step)
     running[victim].send_signal(sent)
     sent_at = time.monotonic()
@@ -361,7 +340,9 @@ def test_processes_stop_together_and_continue_with_the_same_bits(
     seconds = time.monotonic() - sent_at
     print(f"{sent.name} to {victim}: {seconds:.1f} s, {codes}")
     check_end(sent, victim, codes, texts)
-  codes, texts = finish(start(stopped, cache, *LONG_RUN, processes=2), stopped)
+  codes, texts = finish(
+    start(stopped, demo_cache, *LONG_RUN, processes=2), stopped
+  )
   assert codes == [0, 0], "\n".join(texts)
   assert f"continuing {stopped} from step" in texts[0]
   np.testing.assert_array_equal(prompt(stopped, 800), prompt(straight, 800))

@@ -22,7 +22,6 @@ NUM_KILLS = int(os.environ.get("NUM_KILLS", "3"))
 PROMPT = (
   f"numpy_checkpoints/checkpoint_{NUM_STEPS}/encoder.prompt.prompt.prompt"
 )
-TINY_RUN = "--gin_file=tests/tiny_run.gin"
 FLAGS = (
   f"--gin.TRAIN_STEPS={NUM_STEPS}",
   "--gin.EVAL_PERIOD=150",
@@ -63,38 +62,18 @@ def kill_once(process, model_dir, step, rng):
   process.wait()
 
 
-@pytest.fixture(scope="module")
-def cache_flags(tmp_path_factory):
-  """Writes the cache of the demo's task; returns the flags that read it."""
-  cache = f"--gin.CACHE_DIR='{tmp_path_factory.mktemp('cached')}/cache'"
-  files = [TINY_RUN, "--gin_file=gin/runs/cache.gin", "--gin.MODEL_DIR=None"]
-  command = [sys.executable, "-m", "prompt_tuning.cache_task", *files, cache]
-  subprocess.run(command, cwd=ROOT, check=True)
-  # Without seqio, which takes long to import.
-  return [
-    "--gin_file=gin/models/tiny.gin",
-    "--gin_file=gin/prompts/from_class_labels.gin",
-    "--gin_file=gin/runs/prompt_finetune_from_cache.gin",
-    cache,
-    "--gin.MIXTURE_OR_TASK_NAME='demo_sentiment'",
-    "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 4}",
-    "--gin.CLASS_LABELS=['positive', 'negative']",
-    "--gin.INITIAL_CHECKPOINT_PATH=None",
-    "--gin.ACTIVATION_DTYPE='float32'",
-    "--gin.PROMPT_LENGTH=3",
-    "--gin.BATCH_SIZE=8",
-    "--gin.EVAL_STEPS=1",
-    "--gin.loop.LoopConfig.eval_at_start=True",
-    "--gin.t5.T5Config.emb_dim=16",
-  ]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("source", "num_kills"), [("seqio", 1), ("cache", NUM_KILLS), ("trials", 1)]
 )
-def test_kill_minus_9_changes_no_bit(tmp_path, cache_flags, source, num_kills):
-  flags = [TINY_RUN] if source == "seqio" else [*cache_flags]
+def test_kill_minus_9_changes_no_bit(tmp_path, demo_cache, source, num_kills):
+  flags = ["--gin_file=tests/tiny_run.gin"]
+  if source != "seqio":
+    flags = [
+      "--gin_file=tests/tiny_run_from_cache.gin",
+      f"--gin.CACHE_DIR='{demo_cache}'",
+      "--gin.loop.LoopConfig.eval_at_start=True",
+    ]
   if source == "trials":
     flags.append("--gin.SEEDS=(0, 1)")
   straight, killed = tmp_path / "straight", tmp_path / "killed"
