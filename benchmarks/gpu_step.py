@@ -104,7 +104,7 @@ def start(
       loss=losses.LossConfig(),
     ),
     donate_argnums=0,
-    compiler_options=trainer.compiler_options(),
+    compiler_options=trainer.compiler_options(model.config),
   )
   state = trainer.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
   return state, frozen, step_fn

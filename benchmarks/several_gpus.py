@@ -134,7 +134,7 @@ def start(
     jax.jit(
       step_fn,
       donate_argnums=0,
-      compiler_options=trainer.compiler_options(),
+      compiler_options=trainer.compiler_options(model.config),
       out_shardings=(placed, of_metrics),
     ),
     num_trials,

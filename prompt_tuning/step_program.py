@@ -89,7 +89,7 @@ def make_step(
   jit = functools.partial(
     jax.jit,
     donate_argnums=0,
-    compiler_options=trainer.compiler_options(),
+    compiler_options=trainer.compiler_options(model.config),
     out_shardings=(
       shardings,
       NamedSharding(jax.sharding.get_mesh(), metrics),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -254,3 +255,25 @@ def test_a_step_reports_root_mean_squares(model, params, tiny_batch):
   )
   sgd = optax.sgd(0.1).init(state.trainable)
   assert np.isnan(optim.clipped_share(state.trainable, sgd))
+
+
+@pytest.mark.parametrize(
+  ("capability", "quantization", "restricts"),
+  [
+    ("9.0", "float8_products", True),
+    ("9.0", "float8", False),
+    ("8.0", "float8_products", False),
+  ],
+)
+def test_only_cublas_is_tried_for_products_in_e4m3(
+  tiny_config, monkeypatch, capability, quantization, restricts
+):
+  config = dataclasses.replace(tiny_config, quantization=quantization)
+  assert not trainer.compiler_options(config)
+  gpu = types.SimpleNamespace(compute_capability=capability)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(jax, "devices", lambda: [gpu])
+  backends = trainer.compiler_options(config).get(
+    "xla_gpu_experimental_autotune_backends", "TRITON"
+  )
+  assert ("TRITON" not in backends) == restricts
