@@ -18,6 +18,7 @@ from jaxtyping import Array
 import orbax.checkpoint as ocp
 
 from prompt_tuning import (
+  distributed,
   fingerprint,
   partitioning,
   prompt_files,
@@ -58,6 +59,11 @@ def _flatten(state: trials.State) -> dict[str, Array]:
   }
 
 
+def _described(arrays: Mapping[str, Array]) -> dict[str, list[int | str]]:
+  """Returns shape and dtype of arrays, as JSON."""
+  return {name: [*x.shape, x.dtype.name] for name, x in arrays.items()}
+
+
 def save(
   manager: ocp.CheckpointManager,
   state: trials.State,
@@ -74,7 +80,7 @@ def save(
   arrays = _flatten(state)
   described = {
     **metadata,
-    "arrays": {name: list(x.shape) for name, x in arrays.items()},
+    "arrays": _described(arrays),
     "state_fingerprint": fingerprint.fingerprint(arrays),
   }
   manager.save(
@@ -95,12 +101,12 @@ def restore(
 ) -> tuple[trials.State, Metadata] | None:
   """Restores the newest sound checkpoint; None if there is no checkpoint.
 
-  A damaged one is passed over with a printed line, and deleted if there is a
-  sound one before it.
+  A damaged one is passed over with a printed line, and renamed to
+  `damaged_checkpoint_<step>` if there is a sound one before it.
 
   Args:
     manager: from `open_manager`.
-    like: a state of the same structure, shapes and shardings.
+    like: a state of the same structure, shapes, dtypes and shardings.
     base_fingerprint: of the frozen parameters, which must be those that the
       checkpoint was trained on.
     run: what must be as in the metadata's `run`, because the order of the rows
@@ -109,6 +115,7 @@ def restore(
   Raises:
     ValueError: if the checkpoint belongs to another base, partition or run, or
       every checkpoint is damaged.
+    OSError, jax.errors.JaxRuntimeError: if it cannot be read at the moment.
   """
   steps = sorted(manager.all_steps(), reverse=True)
   damaged = []
@@ -129,7 +136,7 @@ def restore(
         f" {base_fingerprint}): use its base or another MODEL_DIR"
       )
     for later in damaged:  # Nothing is saved behind a step that is there.
-      manager.delete(later)
+      _set_aside(manager, later)
     return state, metadata
   if steps:
     raise ValueError(
@@ -137,6 +144,18 @@ def restore(
       " MODEL_DIR, or delete them to start again"
     )
   return None
+
+
+def _set_aside(manager: ocp.CheckpointManager, step: int) -> None:
+  """Renames a checkpoint, so that its step can be saved again."""
+  folder = epath.Path(manager.directory)
+  if distributed.is_first():
+    aside = folder / f"damaged_checkpoint_{step}"
+    if aside.exists():
+      aside.rmtree()
+    (folder / f"checkpoint_{step}").rename(aside)
+  distributed.of_first(step)  # Waits for the first.
+  manager.reload()
 
 
 def _check_run(path: str, before: Metadata, now: Metadata) -> None:
@@ -195,20 +214,21 @@ def _read(
 ) -> trials.State:
   """Reads one checkpoint and compares it with its fingerprint."""
   arrays = _flatten(like)
-  found = {name: tuple(x) for name, x in metadata["arrays"].items()}
-  wanted = {name: x.shape for name, x in arrays.items()}
+  found, wanted = metadata["arrays"], _described(arrays)
   if found != wanted:
-    changed = sorted(dict(found.items() ^ wanted.items()))
+    names = sorted({**found, **wanted})
+    changed = [x for x in names if found.get(x) != wanted.get(x)]
     raise ValueError(
       f"{manager.directory}/checkpoint_{step} was trained with another"
-      f" partition, prompt or optimizer: {', '.join(changed[:3])} differ; use"
-      " another MODEL_DIR"
+      f" partition, prompt, optimizer or dtype: {', '.join(changed[:3])}"
+      " differ; use another MODEL_DIR"
     )
   try:
     restored = manager.restore(
       step, args=ocp.args.Composite(state=ocp.args.StandardRestore(arrays))
     )["state"]
-  except Exception as error:
+  except Exception as error:  # Orbax raises many types.
+    _raise_if_passing(error)
     raise _Damaged(_first_line(error)) from error
   if fingerprint.fingerprint(restored) != metadata["state_fingerprint"]:
     raise _Damaged("its fingerprint does not match")
@@ -222,12 +242,20 @@ def _read_metadata(manager: ocp.CheckpointManager, step: int) -> Metadata:
     metadata = manager.restore(
       step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
     )["metadata"]
-  except Exception as error:  # Orbax raises many types.
+  except Exception as error:
+    _raise_if_passing(error)
     raise _Damaged(_first_line(error)) from error
   wanted = {"arrays", "state_fingerprint", "base_fingerprint", "run"}
   if not isinstance(metadata, dict) or not wanted <= metadata.keys():
     raise _Damaged("its metadata are not whole")
   return metadata
+
+
+def _raise_if_passing(error: Exception) -> None:
+  """Raises what says nothing about the files: no network, no memory."""
+  is_passing = isinstance(error, OSError | jax.errors.JaxRuntimeError)
+  if is_passing and not isinstance(error, FileNotFoundError):
+    raise error
 
 
 def _first_line(error: Exception) -> str:

@@ -92,11 +92,15 @@ def predict_task_fn(
     batch_size: most rows that the network reads at once; see `num_inputs`.
 
   Raises:
-    ValueError: for "rank" if no task has labels.
+    ValueError: for "rank" if no task has labels, or some that the vocabulary
+      cannot write; see `label_tokens`.
   """
-  if mode == "rank" and not any(
-    task.scoring.labels for task in data.eval_tasks
-  ):
+  candidates = {
+    task.name: label_tokens(task.scoring.labels, data.vocabulary)
+    for task in data.eval_tasks
+    if mode == "rank" and task.scoring.labels
+  }
+  if mode == "rank" and not candidates:
     names = ", ".join(task.name for task in data.eval_tasks)
     raise ValueError(
       f"EVAL_MODE='rank' needs a task with labels, found {names or 'no task'}:"
@@ -125,9 +129,9 @@ def predict_task_fn(
     )
     labels = task.scoring.labels
     if mode == "rank" and labels:
-      candidates = label_tokens(labels, data.vocabulary)
+      own = candidates[task.name]
       scores = predict(
-        lambda batch: rank(params, batch["encoder_input_tokens"], candidates)
+        lambda batch: rank(params, batch["encoder_input_tokens"], own)
       )
       return [_ranked(labels, scores[:, i]) for i in range(num_prompts)]
     tokens, scores = predict(

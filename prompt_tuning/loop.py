@@ -42,7 +42,7 @@ class LoopConfig:
     train_steps: the step to stop at. As in T5X it is counted from the
       beginning of the base's pretraining: 1_130_000 trains 30,000 steps on a
       base of 1,100,000.
-    batch_size: rows a step, of all devices together.
+    batch_size: rows a step of each trial, of all devices together.
     eval_period: steps between evaluations.
     eval_steps: batches of the teacher-forced evaluation.
     eval_mode: "generation", or "rank" for the likeliest label of each task
@@ -132,7 +132,8 @@ def summarize(values: Sequence[Sequence[float]]) -> dict[str, float]:
   """Averages the metrics of some steps of a trial, under T5X's names.
 
   Sums over a batch are averaged over the steps; accuracy and the loss per
-  token are averages over all tokens.
+  token are averages over all tokens. As in T5X that is the loss which is
+  minimised: with LOSS_NORMALIZING_FACTOR it has been divided before.
 
   Args:
     values: the values of `trainer.StepMetrics` of each step, in order.
@@ -177,7 +178,7 @@ def fit(
     unlogged: what `hooks.save` was given with this state.
 
   Returns:
-    The last state, which has been saved.
+    The last state, which is being saved.
 
   Raises:
     FloatingPointError: if the loss or what is trained is not finite, of the
@@ -195,7 +196,7 @@ def fit(
     disable=None if distributed.is_first() else True,
     dynamic_ncols=True,
   )
-  started, started_step = time.monotonic(), step
+  clock = _Clock(step)
 
   def collect() -> None:
     """Waits for the running steps and takes their metrics."""
@@ -222,25 +223,46 @@ def fit(
       is_last = step == config.train_steps
       if step % config.log_period == 0 or is_last:
         collect()
-        seconds = time.monotonic() - started
-        speed = (step - started_step) / seconds
+        speed = clock.speed(step)
         averages = _log_averages(logs, step, values, speed)
         values.clear()
-        started, started_step = time.monotonic(), step
         _report(bar, step, averages, speed, config)
       if step % config.eval_period == 0 or is_last:
         collect()
-        bar.write(f"step {step}: {hooks.evaluate(state)}")
+        with clock.paused():
+          bar.write(f"step {step}: {hooks.evaluate(state)}")
       if step % config.checkpoint_period == 0 or is_last:
         collect()
-        hooks.save(state, values)
+        with clock.paused():
+          hooks.save(state, values)
         saved_step = step
     if step < config.train_steps:
       if saved_step != step:
         collect()
         hooks.save(state, values)
-      bar.write(f"stopped by SIGTERM; step {step} is saved")
+      bar.write(f"stopped by SIGTERM; saving step {step}")
   return state
+
+
+class _Clock:
+  """Tells steps a second, without the time that is spent between steps."""
+
+  def __init__(self, step: int) -> None:
+    self._started, self._step = time.monotonic(), step
+
+  def speed(self, step: int) -> float:
+    """Returns the speed up to a step, and begins anew."""
+    now = time.monotonic()
+    speed = (step - self._step) / (now - self._started)
+    self._started, self._step = now, step
+    return speed
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Stands still."""
+    paused = time.monotonic()
+    yield
+    self._started += time.monotonic() - paused
 
 
 def _rows(metrics: trainer.StepMetrics) -> StepValues:

@@ -5,7 +5,8 @@
 a restart goes on as if there had been none; times go to TensorBoard alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import json
 from typing import NamedTuple
 
@@ -27,7 +28,8 @@ class MetricsLog(NamedTuple):
   writer: tensorboardX.SummaryWriter
 
 
-def open_log(model_dir: str, step: int) -> MetricsLog:
+@contextlib.contextmanager
+def open_log(model_dir: str, step: int) -> Iterator[MetricsLog]:
   """Opens the log of a run that continues at `step`.
 
   Lines of later steps, written before a crash, are dropped.
@@ -39,7 +41,8 @@ def open_log(model_dir: str, step: int) -> MetricsLog:
   writer = tensorboardX.SummaryWriter(
     str(epath.Path(model_dir) / "tensorboard"), purge_step=step + 1
   )
-  return MetricsLog(path, writer)
+  with contextlib.closing(writer):
+    yield MetricsLog(path, writer)
 
 
 def _lines(path: epath.Path) -> list[str]:

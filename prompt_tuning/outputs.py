@@ -90,13 +90,13 @@ def open_outputs(
       folder = f"{root}{place}"
       by_name[trial.name] = Output(
         folder,
-        metrics_log.open_log(folder, step),
+        stack.enter_context(metrics_log.open_log(folder, step)),
         stack.enter_context(best),
         {"base_fingerprint": base_fingerprint, "run": run},
       )
     means = None
     if len(by_name) > 1:
-      means = metrics_log.open_log(root, step)
+      means = stack.enter_context(metrics_log.open_log(root, step))
     yield Outputs(root, by_name, means)
 
 

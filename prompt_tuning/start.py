@@ -71,6 +71,11 @@ def prepare(
   shapes = t5.param_shapes(model)
   labels = partition.labels(shapes)
   _check_frozen(labels, model.config.quantization)
+  if config.probe_base and any(name != PROMPT for name in labels):
+    raise ValueError(
+      "loop.LoopConfig.probe_base=True needs a frozen base, but the partition"
+      " trains some of it: set it to False"
+    )
   _check_initial_prompts(all_trials, model)
   target = base_target(model, config.mesh)
   path = initial_checkpoint_path

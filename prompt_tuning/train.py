@@ -8,6 +8,7 @@
 
 from collections.abc import Callable, Sequence
 import contextlib
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -92,6 +93,7 @@ def train(
       config=config,
     )
     data, base_step = source.data, source.step
+    evaluate_fn = _evaluate_fn(model, loss, data, config)
     like, frozen_like = start.describe_states(
       source, model=model, all_trials=all_trials
     )
@@ -149,7 +151,6 @@ def train(
       )
     )
     history: list[list[results.Scores]] = []
-    evaluate_fn = _evaluate_fn(model, loss, data, config)
 
     def evaluate_state(state: trials.State) -> str:
       states, params = trials.unstack(state), layer_stacking.unstack(frozen)
@@ -191,6 +192,8 @@ def train(
       config=config,
       unlogged=unlogged,
     )
+    if len(all_trials) > 1 and int(state.step) >= config.train_steps:
+      print(outputs.write_results(outs, all_trials, state))
   found = fingerprint.fingerprint(layer_stacking.unstack(frozen))
   assert found == base, "a frozen parameter changed"
   print(f"frozen parameters unchanged: fingerprint {base}")
@@ -198,8 +201,6 @@ def train(
   if len(all_trials) == 1 and is_from_start and len(history) > 1:
     (before,), (after,) = history[0], history[-1]
     print(results.before_and_after(before.metrics, after.metrics))
-  if len(all_trials) > 1 and int(state.step) >= config.train_steps:
-    print(outputs.write_results(outs, all_trials, state))
   return state
 
 
@@ -257,13 +258,6 @@ def _probes(
   frozen: trainer.Params,
 ) -> list[dict[str, float]]:
   """Asks the base, for each trial, whether it knows the inputs of its task."""
-  if any(
-    name not in frozen for name in t5.param_shapes(model.clone(prompt=None))
-  ):
-    raise ValueError(
-      "loop.LoopConfig.probe_base=True needs a frozen base, but the partition"
-      " trains some of it: set it to False"
-    )
   return [
     base_probe.probe(
       frozen,
@@ -292,8 +286,9 @@ def _evaluate_fn(
     mode=config.eval_mode,
     batch_size=config.batch_size,
   )
+  per_token = dataclasses.replace(loss, normalizing_factor=None)
   loss_fn = jax.jit(
-    functools.partial(trainer.eval_step, model=model, loss=loss)
+    functools.partial(trainer.eval_step, model=model, loss=per_token)
   )
 
   def evaluate_params(

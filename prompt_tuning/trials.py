@@ -21,7 +21,7 @@ from jaxtyping import Array, Int, Key, Num
 import numpy as np
 import optax
 
-from prompt_tuning import prompt_init, trainer
+from prompt_tuning import partitioning, prompt_init, trainer
 
 Value = TypeVar("Value", int, float, str)
 StepFn = Callable[..., tuple[trainer.TrainState, trainer.StepMetrics]]
@@ -196,7 +196,7 @@ def stopped_at(state: State) -> list[int]:
   """Returns `States.stopped_at` of every trial; [-1] for a run of one."""
   if isinstance(state, trainer.TrainState):
     return [-1]
-  return state.stopped_at.tolist()
+  return jax.device_get(partitioning.gather(state.stopped_at)).tolist()
 
 
 def unstack(state: State) -> list[trainer.TrainState | None]:

@@ -113,14 +113,15 @@ from prompt_tuning import atomic_files, metrics_log, prompt_files
 class Writer:
   def add_scalar(self, *args): pass
   def flush(self): pass
+  def close(self): pass
 
 folder = "gs://bucket/run"
 metrics_log.tensorboardX.SummaryWriter = lambda *args, **kwargs: Writer()
-log = metrics_log.open_log(folder, 0)
-for step in (1, 2, 3):
-  metrics_log.write(log, step, "train", {"loss": 0.5})
-log = metrics_log.open_log(folder, 2)
-metrics_log.write(log, 4, "eval", {"score": 1.0})
+with metrics_log.open_log(folder, 0) as log:
+  for step in (1, 2, 3):
+    metrics_log.write(log, step, "train", {"loss": 0.5})
+with metrics_log.open_log(folder, 2) as log:
+  metrics_log.write(log, 4, "eval", {"score": 1.0})
 lines = epath.Path(f"{folder}/metrics.jsonl").read_text().splitlines()
 assert [json.loads(line)["step"] for line in lines] == [1, 2, 4], lines
 

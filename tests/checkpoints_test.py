@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -83,8 +84,35 @@ def test_every_damaged_file_is_noticed(tmp_path, capsys):
       assert metadata["unlogged"] == [[0.1] * 7]
       output = capsys.readouterr().out
       assert (step == 4) == ("checkpoint_8 is damaged and not used" in output)
+      # Its step can be saved again, and it is not lost.
+      aside = folder / "damaged_checkpoint_8"
+      assert aside.exists() == (step == 4)
+      assert (folder / "checkpoint_8").exists() == (step == 8)
       num_older += step == 4
   assert num_older >= 6
+
+
+@pytest.mark.parametrize(
+  "error", [OSError("no network"), jax.errors.JaxRuntimeError("no memory")]
+)
+def test_a_read_that_fails_for_now_is_no_damage(tmp_path, monkeypatch, error):
+  save(tmp_path, 4, 8)
+  real_restore, failed = checkpoints.ocp.CheckpointManager.restore, []
+
+  def restore_later(manager, step, *args, **kwargs):
+    if not failed and "state" in str(kwargs["args"]):
+      failed.append(step)
+      raise error
+    return real_restore(manager, step, *args, **kwargs)
+
+  monkeypatch.setattr(
+    checkpoints.ocp.CheckpointManager, "restore", restore_later
+  )
+  with pytest.raises(type(error)):
+    restore(tmp_path)
+  assert failed == [8]
+  state, _ = restore(tmp_path)
+  assert int(state.step) == 8
 
 
 def test_nothing_sound_is_an_error(tmp_path):
@@ -104,6 +132,10 @@ def test_another_base_or_prompt_is_refused(tmp_path):
   longer.trainable[PROMPT] = jnp.zeros((4, 20))
   with pytest.raises(ValueError, match=f"trainable/{PROMPT} differ"):
     restore(tmp_path, like=longer)
+  other = make_state(0)
+  other.trainable[PROMPT] = other.trainable[PROMPT].astype(jnp.bfloat16)
+  with pytest.raises(ValueError, match=f"dtype: trainable/{PROMPT} differ"):
+    restore(tmp_path, like=other)
 
 
 def test_another_run_is_refused(tmp_path):

@@ -164,6 +164,45 @@ def test_processes_train_and_evaluate_as_one(
   assert counts[0] == counts[1] > 0
 
 
+@pytest.fixture(scope="module")
+def three(tmp_path_factory, demo_cache):
+  """The folder of three trials in one process."""
+  folder = tmp_path_factory.mktemp("three") / "run"
+  running = start(
+    folder, demo_cache, *SHORT_RUN, "--gin.SEEDS=(0, 1, 2)", processes=1
+  )
+  codes, texts = finish(running, folder)
+  assert codes == [0], texts[0]
+  return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "seeds", [(0, 1), (0, 1, 2)], ids=["divided", "undivided"]
+)
+def test_processes_train_several_trials_as_one(
+  tmp_path, demo_cache, three, seeds
+):
+  many = tmp_path / "many"
+  running = start(
+    many, demo_cache, *SHORT_RUN, f"--gin.SEEDS={seeds}", processes=2
+  )
+  codes, texts = finish(running, many)
+  assert codes == [0, 0], "\n".join(texts)
+  expected, found = (
+    json.loads((folder / "results.json").read_text())["trials"]
+    for folder in (three, many)
+  )
+  assert list(found) == [f"seed_{seed}" for seed in seeds]
+  for name, trial in found.items():
+    wanted = pytest.approx(expected[name]["metrics"], rel=1e-3, abs=1e-3)
+    assert trial["metrics"] == wanted
+    np.testing.assert_allclose(
+      *(prompt(folder / "trials" / name, 20) for folder in (many, three)),
+      atol=1e-3,
+    )
+
+
 READERS = (
   "--gin_file=gin/models/tiny.gin",
   "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 4}",
@@ -305,7 +344,7 @@ def check_end(sent, victim, codes, texts):
   output = "\n".join(texts)
   if sent == signal.SIGTERM:
     assert codes == [0, 0], output
-    assert "stopped by SIGTERM; step" in texts[0]
+    assert "stopped by SIGTERM; saving step" in texts[0]
     return
   assert codes[victim] == -signal.SIGKILL
   # Python ends the other one where a collective has failed; JAX, where the

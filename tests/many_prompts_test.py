@@ -247,7 +247,7 @@ def test_a_restarted_run_of_several_equals_an_uninterrupted_one(
 
   monkeypatch.setattr(loop, "fit", interrupted_fit)
   output = run(tmp_path, THREE)
-  assert "stopped by SIGTERM; step 3 is saved" in output
+  assert "stopped by SIGTERM; saving step 3" in output
   assert not (tmp_path / "results.json").exists()
   monkeypatch.setattr(loop, "fit", real_fit)
   assert "from step 3" in run(tmp_path, THREE)

@@ -10,13 +10,14 @@ def steps(folder):
 
 
 def test_a_restarted_log_drops_later_and_torn_lines(tmp_path):
-  log = metrics_log.open_log(str(tmp_path), 0)
-  for step in (1, 2, 3):
-    metrics_log.write(log, step, "train", {"loss": 0.5})
+  with metrics_log.open_log(str(tmp_path), 0) as log:
+    for step in (1, 2, 3):
+      metrics_log.write(log, step, "train", {"loss": 0.5})
   with open(tmp_path / "metrics.jsonl", "a") as file:
     file.write('{"step": 2, "spl')
-  log = metrics_log.open_log(str(tmp_path), 2)
-  assert steps(tmp_path) == [1, 2]
-  metrics_log.write(log, 3, "eval", {"score": 1.0})
+  with metrics_log.open_log(str(tmp_path), 2) as log:
+    assert steps(tmp_path) == [1, 2]
+    metrics_log.write(log, 3, "eval", {"score": 1.0})
   assert steps(tmp_path) == [1, 2, 3]
   assert list((tmp_path / "tensorboard").glob("events*"))
+  assert log.writer.file_writer is None  # Closed.

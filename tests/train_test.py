@@ -13,9 +13,16 @@ from prompt_tuning import (
   checkpoints,
   configuration,
   loop,
+  losses,
+  optim,
   pretrained,
   prompt_files,
+  prompt_init,
+  prompts,
+  t5,
+  task_data,
   train,
+  vocabulary,
 )
 
 PROMPT = "encoder.prompt.prompt.prompt"
@@ -160,7 +167,7 @@ def test_a_restarted_run_equals_an_uninterrupted_one(
 
   monkeypatch.setattr(loop, "fit", interrupted_fit)
   output = run(tmp_path / "resumed")
-  assert f"stopped by SIGTERM; step {step} is saved" in output
+  assert f"stopped by SIGTERM; saving step {step}" in output
   monkeypatch.setattr(loop, "fit", real_fit)
   output = run(tmp_path / "resumed")
   assert f"from step {step}" in output
@@ -179,7 +186,7 @@ def test_a_finished_run_does_not_train_again(run, copied):
 def test_a_checkpoint_of_another_base_or_partition_is_refused(run, copied):
   with pytest.raises(ValueError, match="was trained on another base"):
     run(copied, "t5.T5Config.num_heads = 2", "t5.T5Config.head_dim = 32")
-  with pytest.raises(ValueError, match="with another partition, prompt or"):
+  with pytest.raises(ValueError, match="with another partition, prompt, opt"):
     run(copied, "PROMPT_REGEX = ['.*/prompt/.*', '.*relpos_bias.*']")
 
 
@@ -369,3 +376,32 @@ def test_metrics_of_some_steps_are_averaged_as_in_t5x(golden):
     "loss_per_nonpadding_target_token",
   ):
     np.testing.assert_allclose(summary[name], expected[name], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("regex", "settings", "message"),
+  [
+    (".*/prompt/.*", {"eval_mode": "rank"}, "'rank' needs a task with labels"),
+    (".*", {"probe_base": True}, "probe_base=True needs a frozen base"),
+  ],
+)
+def test_what_cannot_go_well_is_refused_before_anything_is_written(
+  tiny_config, tmp_path, regex, settings, message
+):
+  data = task_data.TaskData(
+    *("task", [], [], [], {"inputs": 8, "targets": 2}),
+    vocabulary.from_bytes(128),
+    batches_fn=lambda *args, **kwargs: iter(()),
+  )
+  with pytest.raises(ValueError, match=message):
+    train.train(
+      model_dir=str(tmp_path / "run"),
+      initial_checkpoint_path=None,
+      model=t5.Transformer(tiny_config, prompts.PromptConfig(length=2)),
+      partition=optim.Partition([([regex], optim.adafactor())]),
+      load_data=lambda: data,
+      config=loop.LoopConfig(train_steps=2, **settings),
+      loss=losses.LossConfig(),
+      initial_prompt=prompt_init.random_uniform,
+    )
+  assert not (tmp_path / "run").exists()
