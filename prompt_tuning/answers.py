@@ -13,9 +13,6 @@ import numpy as np
 from prompt_tuning import decoding, evaluate, partitioning, t5
 from prompt_tuning import vocabulary as vocabulary_lib
 
-# Scored by the model's own log-probabilities.
-GREEDY = decoding.SamplingConfig(temperature=0.0, rescale_log_probs=False)
-
 
 @dataclasses.dataclass(frozen=True)
 class Labels:

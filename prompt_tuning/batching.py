@@ -268,7 +268,6 @@ def eval_batches(
   batch_size: int,
   feature_lengths: Mapping[str, int],
   buckets: Sequence[int] = (),
-  process: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Batch, Int[np.ndarray, " R"]]]:
   """Yields every row once, with the numbers of the rows of the batch.
 
@@ -277,15 +276,10 @@ def eval_batches(
 
   Args:
     examples: the rows.
-    batch_size: rows a batch, of all processes together.
+    batch_size: rows a batch.
     feature_lengths: see `make_batch`.
     buckets: see `task_data.TaskData`.
-    process: number of this process and number of processes, which share every
-      batch: all get equally many batches, of equal shapes.
   """
-  index, count = process
-  share = batch_size // count
-  own = slice(index * share, (index + 1) * share)
   lengths = examples.inputs.lengths
   order = np.arange(len(lengths))
   if buckets:
@@ -294,4 +288,4 @@ def eval_batches(
     rows = order[start : start + batch_size]
     filled = np.pad(rows, (0, batch_size - len(rows)), constant_values=-1)
     cut = _cut(feature_lengths, buckets, lengths[rows].tolist())
-    yield make_batch(examples, filled[own], cut), rows[own]
+    yield make_batch(examples, filled, cut), rows

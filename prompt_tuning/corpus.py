@@ -62,6 +62,11 @@ def with_objective(
       f"{documents.name} has {len(documents.train_sources)} tasks, a corpus is"
       " one: join their text files"
     )
+  if len(documents.eval_tasks) > 1:
+    raise ValueError(
+      f"{documents.name} has {len(documents.eval_tasks)} tasks to evaluate, a"
+      " corpus is one: join their text files"
+    )
   length = piece_length(objective, feature_lengths)
   tokens = documents.train_sources[0][0].targets.tokens
   name = f"{documents.name}_{objective}"

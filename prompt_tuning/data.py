@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data door: seqio tasks to tokenised examples.
 
-This is the only room of the library that knows seqio and TensorFlow.
+Beside the tasks themselves and `t5x_adapter`, this alone knows seqio.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -75,15 +75,31 @@ def from_seqio(
     if "validation" in splits and task.metric_fns:
       rows = read(task, "validation")
       eval_tasks.append(_eval_task(task, rows, scoring_fn(task.name)))
-  used = tasks[0][0].output_features["targets"].vocabulary
   return task_data.TaskData(
     mixture_or_task_name,
     train_names,
     train_sources,
     eval_tasks,
     dict(feature_lengths),
-    without_tensorflow(used),
+    without_tensorflow(_common_vocabulary(tasks)),
   )
+
+
+def _common_vocabulary(
+  tasks: Sequence[tuple[seqio.Task, float]],
+) -> seqio.Vocabulary:
+  """Returns the vocabulary of all tasks, of inputs and targets alike."""
+  first, _ = tasks[0]
+  result = first.output_features["targets"].vocabulary
+  for task, _ in tasks:
+    for name in ("inputs", "targets"):
+      vocabulary = task.output_features[name].vocabulary
+      if vocabulary is not result and vocabulary != result:
+        raise ValueError(
+          f"the {name} of {task.name} have another vocabulary than the targets"
+          f" of {first.name}: set VOCABULARY, for all of them"
+        )
+  return result
 
 
 def without_tensorflow(

@@ -20,8 +20,6 @@ import numpy as np
 from prompt_tuning import decoding, prompt_files, t5, trainer
 
 _PROMPT = prompt_files.NAME
-# Greedy, scored by the model's own probabilities.
-_GREEDY = decoding.SamplingConfig(temperature=0.0, rescale_log_probs=False)
 
 
 def num_prompts(params: trainer.Params) -> int:
@@ -93,7 +91,7 @@ def generate(
     jax.random.key(0),  # Nothing is drawn.
     model=model,
     max_decode_length=max_decode_length,
-    config=_GREEDY,
+    config=decoding.SCORED_GREEDY,
   )
   return tokens.reshape(batch_size, size, -1), scores.reshape(batch_size, size)
 

@@ -42,7 +42,7 @@ def is_used(kind: str, dtype: DTypeLike, head_dim: int) -> bool:
 
   Args:
     kind: "kernel", "plain", or "auto" for the kernel where it can run: on an
-      NVIDIA GPU, in 16 bits, with heads whose width is a power of two.
+      NVIDIA GPU, in bfloat16, with heads whose width is a power of two.
     dtype: of the activations.
     head_dim: width of a head.
 
@@ -53,13 +53,13 @@ def is_used(kind: str, dtype: DTypeLike, head_dim: int) -> bool:
     raise ValueError(f"ATTENTION={kind!r} must be one of {KINDS}")
   if kind == "plain":
     return False
-  is_16_bit = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
   fits = head_dim >= tiling.MIN_BLOCK and head_dim.bit_count() == 1
-  can_run = is_16_bit and fits and jax.default_backend() == "gpu"
+  is_small = jnp.dtype(dtype) == jnp.bfloat16
+  can_run = is_small and fits and jax.default_backend() == "gpu"
   if kind == "kernel" and not can_run:
     raise ValueError(
-      "ATTENTION='kernel' needs an NVIDIA GPU, 16-bit activations and heads of"
-      f" 16, 32, 64, ... features, found {jax.default_backend()},"
+      "ATTENTION='kernel' needs an NVIDIA GPU, bfloat16 activations and heads"
+      f" of 16, 32, 64, ... features, found {jax.default_backend()},"
       f" {jnp.dtype(dtype)} and {head_dim}: use ATTENTION='auto'"
     )
   return can_run

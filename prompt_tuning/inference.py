@@ -21,6 +21,7 @@ from prompt_tuning import (
   answers,
   base_sizes,
   batching,
+  decoding,
   evaluate,
   partitioning,
   pretrained,
@@ -56,7 +57,7 @@ class InferenceConfig:
     ValueError: for a batch size or length below 1, or other features.
   """
 
-  decoder: answers.Decoder = answers.GREEDY
+  decoder: answers.Decoder = decoding.SCORED_GREEDY
   feature_lengths: Mapping[str, int] = dataclasses.field(
     default_factory=lambda: {"inputs": 512, "targets": 64}
   )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parameters of all layers of a stack, side by side in one array each.
 
-A network runs stacked layers as a loop (`stacks`), which is compiled once
+A network runs stacked layers as a loop (`layer_loop`), which is compiled once
 instead of once a layer. Checkpoints know nothing of it: parameters have T5X's
 paths on disk, in a partition and in a fingerprint.
 

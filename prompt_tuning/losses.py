@@ -30,7 +30,8 @@ class LossConfig:
       the original: nothing.
 
   Raises:
-    ValueError: for a normalizing factor that is none of these.
+    ValueError: for a normalizing factor that is none of these, or a label
+      smoothing that is no probability below 1.
   """
 
   z_loss: float = 1e-4
@@ -38,6 +39,10 @@ class LossConfig:
   normalizing_factor: float | str | None = None
 
   def __post_init__(self) -> None:
+    if not 0 <= self.label_smoothing < 1:
+      raise ValueError(
+        f"LABEL_SMOOTHING={self.label_smoothing} must be at least 0 and below 1"
+      )
     factor = self.normalizing_factor
     if isinstance(factor, str) and factor not in NORMALIZING_FACTORS:
       raise ValueError(

@@ -134,15 +134,17 @@ def adafactor(
   return optax.inject_hyperparams(make)(learning_rate=learning_rate)
 
 
-def current_learning_rate(opt_state: optax.OptState) -> Array:
-  """Finds the learning rate of the last step; NaN if the state holds none.
-
-  With several rules it is that of the first.
-  """
-  rates = optax.tree.get_all_with_path(
+def learning_rates(opt_state: optax.OptState) -> list[Array]:
+  """Finds the learning rate of the last step of each rule that has one."""
+  found = optax.tree.get_all_with_path(
     opt_state, "learning_rate", filtering=lambda _, x: isinstance(x, jax.Array)
   )
-  return jnp.float32(rates[0][1] if rates else jnp.nan)
+  return [jnp.float32(rate) for _, rate in found]
+
+
+def current_learning_rate(opt_state: optax.OptState) -> Array:
+  """Returns the first of `learning_rates`; NaN if the state holds none."""
+  return next(iter(learning_rates(opt_state)), jnp.float32(jnp.nan))
 
 
 def with_learning_rate(
@@ -242,7 +244,7 @@ def learning_rate_schedule(
       "decay_every" (`decay_factor` each `steps_per_decay`), or "linear_decay"
       alone (base rate and warm-up, then down by `decay_factor` of it a step).
     base_learning_rate: the base rate.
-    warmup_steps: length of the warm-up, in steps.
+    warmup_steps: length of the warm-up, in steps; 1 or more.
     decay_factor: see `factors`.
     steps_per_decay: see `factors`.
 
@@ -250,8 +252,13 @@ def learning_rate_schedule(
     A function of the step of this run, counted from 0. Never below 1e-8.
 
   Raises:
-    ValueError: for an unknown factor.
+    ValueError: for an unknown factor, or a warm-up without a step.
   """
+  if warmup_steps < 1:
+    raise ValueError(
+      f"WARMUP_STEPS={warmup_steps} must be 1 or more: without a warm-up, leave"
+      " 'linear_warmup' out of factors"
+    )
   names = [name.strip() for name in factors.split("*")]
   unknown = [name for name in names if name not in _FACTORS]
   if unknown:

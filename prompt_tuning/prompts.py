@@ -206,6 +206,8 @@ class PromptConfig:
   visibility: tuple[str, ...] = FULL_VISIBILITY
 
   def __post_init__(self) -> None:
+    # A list, as of gin, could not be hashed.
+    object.__setattr__(self, "visibility", tuple(self.visibility))
     if self.length < 1:
       raise ValueError(
         f"PROMPT_LENGTH={self.length} must be 1 or more; the paper uses 100"

@@ -178,6 +178,11 @@ def _load_data(
       raise ValueError(
         f"{data.name} has no train split: choose another MIXTURE_OR_TASK_NAME"
       )
+  if len({data.vocabulary.sha256 for data in by_task.values()}) > 1:
+    raise ValueError(
+      f"MIXTURE_OR_TASK_NAME={list(tasks)} have different vocabularies: trials"
+      " of one run share theirs"
+    )
   return [_with_buckets(by_task[trial.task], config) for trial in all_trials]
 
 

@@ -3,6 +3,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -43,8 +44,12 @@ class T5Config:
       its input and its dropout, so that it is computed twice.
     quantization: of frozen kernels: "int8" or "float8" to store them in 8 bits,
       "float8_products" to multiply in 8 bits too; see `quantization`.
-    dtype: dtype of the activations; logits are float32 always.
+    dtype: dtype of the activations, none of 16 bits but bfloat16; logits are
+      float32 always.
     param_dtype: dtype in which the parameters, but for the prompt, are stored.
+
+  Raises:
+    ValueError: for a value that is none of these.
   """
 
   vocab_size: int = 32128
@@ -66,6 +71,21 @@ class T5Config:
   param_dtype: DTypeLike = jnp.float32
 
   def __post_init__(self) -> None:
+    if jnp.dtype(self.dtype) == jnp.float16:
+      raise ValueError(
+        "ACTIVATION_DTYPE='float16' is too small for the activations of a T5:"
+        " use 'bfloat16' or 'float32'"
+      )
+    if not 0 <= self.dropout_rate < 1:
+      raise ValueError(
+        f"DROPOUT_RATE={self.dropout_rate} must be at least 0 and below 1"
+      )
+    for name in self.mlp_activations:
+      if name != "linear" and not hasattr(jax.nn, name):
+        raise ValueError(
+          f"mlp_activations={self.mlp_activations}: {name!r} must be 'linear'"
+          " or a function of jax.nn, such as 'gelu'"
+        )
     if self.remat not in REMAT:
       raise ValueError(f"REMAT={self.remat!r} must be one of {REMAT}")
     if self.quantization not in quantization.KINDS:

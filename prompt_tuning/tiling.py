@@ -263,10 +263,8 @@ def tiles(
 
 def tile(
   tiles: Any, rows: pl.Slice, columns: pl.Slice, blocks: Blocks
-) -> Float[Array, "M N"] | Float[Array, ""]:
+) -> Float[Array, "M N"]:
   """Loads the bias of a block of queries and one of keys."""
-  if tiles is None:
-    return jnp.float32(0.0)
   starts = _tile_starts(blocks)
   distance = jnp.clip(
     columns.start - rows.start, int(starts[0]), int(starts[-1])

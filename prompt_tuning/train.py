@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import functools
-import math
 from typing import Any
 
 from etils import epath
@@ -229,13 +228,14 @@ def _identities(
 ) -> list[dict[str, Any]]:
   """Returns what each trial, restarted, must have in common with itself.
 
-  The learning rate is that of the first step: a constant one is part of the
+  The learning rates are those of the first step: a constant one is part of the
   optimizer's state, so that another would not be heeded.
   """
   kind = model.config.quantization
   rates = [
-    float(f"{optim.current_learning_rate(own.opt_state):.6g}") if own else None
+    [float(f"{x:.6g}") for x in optim.learning_rates(own.opt_state)]
     for own in trials.unstack(state)
+    if own is not None  # None has stopped before the first step.
   ]
   return [
     {
@@ -243,12 +243,13 @@ def _identities(
       "BATCH_SIZE": config.batch_size,
       "RANDOM_SEED": trial.seed,
       "TASK_FEATURE_LENGTHS": dict(own_data.feature_lengths),
+      "VOCABULARY": own_data.vocabulary.sha256,
       "num_buckets": config.num_buckets,
       "num_microbatches": config.num_microbatches,
     }
-    | ({} if rate is None or math.isnan(rate) else {"learning_rate": rate})
+    | ({"learning_rate": own if own[1:] else own[0]} if own else {})
     | ({} if kind == "none" else {"QUANTIZATION": kind})
-    for trial, own_data, rate in zip(all_trials, data, rates, strict=True)
+    for trial, own_data, own in zip(all_trials, data, rates, strict=True)
   ]
 
 

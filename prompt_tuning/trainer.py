@@ -46,7 +46,7 @@ class StepMetrics(NamedTuple):
   Attributes:
     sums: sums over the target tokens of the batch.
     grad_norm: global norm of the gradient.
-    learning_rate: of the first rule of the partition; NaN if it has none.
+    learning_rate: of the first rule of the partition that has one, or NaN.
     grad_rms: root mean square of the gradient's elements.
     trainable_rms: that of what is trained, after the step.
     clipped: share of the trained parameters whose update Adafactor has

@@ -105,14 +105,14 @@ def _projected_back(
 
 def _among_keys(
   x: Float[Array, "#B #H #Q N"], fill: tuple[int, int]
-) -> Float[Array, "#B #Q #H P"]:
+) -> Float[Array, "#B #Q #H S"]:
   """Brings what belongs to keys into the order of the weights."""
   return jnp.pad(x.swapaxes(1, 2), (*[(0, 0)] * 3, fill))
 
 
 def _products(
-  query: Float[Array, "B Q H D"], features: Float[Array, "B P D"]
-) -> Float[Array, "B Q H P"]:
+  query: Float[Array, "B Q H D"], features: Float[Array, "B S D"]
+) -> Float[Array, "B Q H S"]:
   """Multiplies each query by each feature, in float32."""
   return jnp.einsum(
     "BQHD,BND->BQHN", query, features, preferred_element_type=jnp.float32
@@ -120,15 +120,15 @@ def _products(
 
 
 def _sums(
-  weights: Float[Array, "B Q H P"], features: Float[Array, "B P D"]
+  weights: Float[Array, "B Q H S"], features: Float[Array, "B S D"]
 ) -> Float[Array, "B Q H D"]:
   """Adds up the weighted features for each query."""
   return jnp.einsum("BQHN,BND->BQHD", weights, features)
 
 
 def _spread(
-  weights: Float[Array, "B Q H P"], queries: Float[Array, "B Q H D"]
-) -> Float[Array, "B P D"]:
+  weights: Float[Array, "B Q H S"], queries: Float[Array, "B Q H D"]
+) -> Float[Array, "B S D"]:
   """Adds up the weighted queries for each feature."""
   # An einsum would sum over heads first, and transpose both for it on a GPU.
   summed, of_row = ((1, 2), (1, 2)), ((0,), (0,))
@@ -136,6 +136,6 @@ def _spread(
 
 
 def _dropped(
-  weights: Float[Array, "B Q H P"], factors: Float[Array, "B 1 H P"] | None
-) -> Float[Array, "B Q H P"]:
+  weights: Float[Array, "B Q H S"], factors: Float[Array, "B 1 H S"] | None
+) -> Float[Array, "B Q H S"]:
   return weights if factors is None else weights * factors

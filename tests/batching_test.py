@@ -190,27 +190,21 @@ def test_the_first_rows_can_be_taken():
   assert examples([[5]]).first(9).inputs.num_rows == 1
 
 
-@pytest.mark.parametrize("num_processes", [1, 2, 4])
 @pytest.mark.parametrize("batch_size", [4, 8])
 @pytest.mark.parametrize("lengths", [(), (1, 8)])
-def test_processes_share_every_batch(num_processes, batch_size, lengths):
+def test_every_row_is_evaluated_once(batch_size, lengths):
   source = examples([[2 + i] * (1 + i % 3) for i in range(11)])
-  shares = [
-    list(
-      batching.eval_batches(
-        source,
-        batch_size=batch_size,
-        feature_lengths=LENGTHS,
-        buckets=lengths,
-        process=(i, num_processes),
-      )
+  pairs = list(
+    batching.eval_batches(
+      source,
+      batch_size=batch_size,
+      feature_lengths=LENGTHS,
+      buckets=lengths,
     )
-    for i in range(num_processes)
-  ]
-  assert len({len(share) for share in shares}) == 1
-  for step in zip(*shares, strict=True):
-    assert len({x["encoder_input_tokens"].shape for x, _ in step}) == 1
-  pairs = [pair for share in shares for pair in share]
+  )
+  assert {len(batch["encoder_input_tokens"]) for batch, _ in pairs} == {
+    batch_size
+  }
   seen = {
     int(row): int(batch["encoder_input_tokens"][i, 0])
     for batch, rows in pairs

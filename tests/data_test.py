@@ -74,3 +74,32 @@ def test_a_task_carries_its_name_and_labels(read):
   assert task.scoring.labels == ("one", "named")
   assert task.scoring.default == ("num",)
   assert data.vocabulary.decode(data.vocabulary.encode("three")) == "three"
+
+
+def test_tasks_of_different_vocabularies_are_refused(read):
+  from prompt_tuning.tasks import vocabularies
+  import seqio
+
+  from prompt_tuning import data, task_data
+
+  read("of_pieces", 3)
+  task = seqio.TaskRegistry.get("of_pieces")
+  feature = seqio.Feature(vocabularies.byt5())
+  seqio.TaskRegistry.add(
+    "of_bytes",
+    task.source,
+    preprocessors=task.preprocessors,
+    output_features={"inputs": feature, "targets": feature},
+    metric_fns=task.metric_fns,
+  )
+  seqio.MixtureRegistry.add("of_both", ["of_pieces", "of_bytes"], 1.0)
+  arguments = {
+    "mixture_or_task_name": "of_both",
+    "feature_lengths": {"inputs": 8, "targets": 8},
+    "scoring_fn": task_data.unscored,
+  }
+  with pytest.raises(
+    ValueError, match="have another vocabulary than the targets of of_"
+  ):
+    data.from_seqio(**arguments)
+  data.from_seqio(**arguments, vocabulary=vocabularies.byt5())

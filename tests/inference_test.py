@@ -53,7 +53,7 @@ def model(base):
   )
 
 
-def config(decoder=answers.GREEDY, batch_size=4, inputs=16):
+def config(decoder=decoding.SCORED_GREEDY, batch_size=4, inputs=16):
   lengths = {"inputs": inputs, "targets": 4}
   return inference.InferenceConfig(decoder, lengths, batch_size)
 

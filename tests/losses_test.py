@@ -90,3 +90,10 @@ def test_a_row_without_weights_adds_nothing():
 def test_an_unknown_normalization_is_refused():
   with pytest.raises(ValueError, match="LOSS_NORMALIZING_FACTOR='TOKENS' must"):
     losses.LossConfig(normalizing_factor="TOKENS")
+
+
+def test_a_label_smoothing_of_1_is_refused():
+  with pytest.raises(
+    ValueError, match="LABEL_SMOOTHING=1.0 must be at least 0"
+  ):
+    losses.LossConfig(label_smoothing=1.0)

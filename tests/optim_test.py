@@ -162,3 +162,20 @@ def test_a_useless_regex_is_refused(regex, message):
 def test_an_unknown_factor_is_refused():
   with pytest.raises(ValueError, match="'cosine' must be one of"):
     optim.learning_rate_schedule("constant * cosine")
+
+
+def test_each_rule_has_a_learning_rate():
+  params = {"a": jnp.ones(3), "b": jnp.ones(3), "c": jnp.ones(3)}
+  rules = [
+    (["/a"], optax.sgd(0.1)),
+    (["/b"], optim.adafactor(0.5)),
+    (["/c"], optim.adafactor(0.25)),
+  ]
+  opt_state = optim.Partition(rules).optimizer(params).init(params)
+  assert [float(x) for x in optim.learning_rates(opt_state)] == [0.5, 0.25]
+  assert float(optim.current_learning_rate(opt_state)) == 0.5
+
+
+def test_a_warm_up_of_no_step_is_refused():
+  with pytest.raises(ValueError, match="WARMUP_STEPS=0 must be 1 or more"):
+    optim.learning_rate_schedule("constant * linear_warmup", warmup_steps=0)

@@ -280,3 +280,20 @@ def test_prompts_of_several_lengths_need_to_be_in_front(
     apply(
       model.clone(prompt=prompt), params, tiny_batch, prompt_lengths=lengths
     )
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"dtype": jnp.float16}, "'float16' is too small for .* a T5: use 'bfloat"),
+    (
+      {"dropout_rate": 10.0},
+      "DROPOUT_RATE=10.0 must be at least 0 and below 1",
+    ),
+    ({"dropout_rate": -0.5}, "DROPOUT_RATE=-0.5 must be"),
+    ({"mlp_activations": ("gellu",)}, "'gellu' must be 'linear' or a function"),
+  ],
+)
+def test_settings_that_cannot_work_are_refused(settings, message):
+  with pytest.raises(ValueError, match=message):
+    t5.T5Config(**settings)

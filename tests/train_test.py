@@ -202,6 +202,8 @@ def test_a_checkpoint_of_other_settings_is_refused(run, copied):
     run(copied, "TASK_FEATURE_LENGTHS = {'inputs': 16, 'targets': 4}")
   with pytest.raises(ValueError, match="QUANTIZATION=None, now it is 'int8'"):
     run(copied, "QUANTIZATION = 'int8'")
+  with pytest.raises(ValueError, match="with VOCABULARY='8e92.*, now it is '"):
+    run(copied, "VOCABULARY = @vocabularies.byt5()")
 
 
 def test_a_damaged_checkpoint_is_passed_over(run, copied):

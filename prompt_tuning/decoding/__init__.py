@@ -9,6 +9,7 @@ from prompt_tuning.decoding.beams import (
 )
 from prompt_tuning.decoding.sampling import (
   GREEDY,
+  SCORED_GREEDY,
   SamplingConfig,
   generate,
   greedy,
@@ -26,6 +27,7 @@ __all__ = [
   "EOS",
   "GREEDY",
   "NO_HYPOTHESIS",
+  "SCORED_GREEDY",
   "BeamConfig",
   "SamplingConfig",
   "Start",

@@ -52,7 +52,9 @@ class SamplingConfig:
       )
 
 
+# As in T5X every score is 0; SCORED_GREEDY has the model's log-probabilities.
 GREEDY = SamplingConfig(temperature=0.0)
+SCORED_GREEDY = SamplingConfig(temperature=0.0, rescale_log_probs=False)
 
 
 class _Loop(NamedTuple):
