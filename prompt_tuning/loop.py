@@ -57,7 +57,8 @@ class LoopConfig:
     num_buckets: how many lengths the inputs of a batch may have, chosen from
       the data; 0 for one length alone, that of TASK_FEATURE_LENGTHS.
     stack_layers: run frozen layers as a loop over their stacked parameters, so
-      that one is compiled instead of all of them; see `layer_stacking`.
+      that one is compiled instead of all of them; see `layer_stacking`. An
+      evaluation takes them apart, and so needs their memory twice.
     seed: of the prompt's initial value, the order of the rows and dropout,
       unless `sweep` has seeds; and of a base with random weights.
     sweep: the trials, if there are several.
