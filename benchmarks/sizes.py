@@ -49,6 +49,22 @@ SIZES = {
     num_decoder_layers=24,
     mlp_dim=10240,
   ),
+  "english_1m": t5.T5Config(
+    vocab_size=8192,
+    emb_dim=128,
+    num_heads=2,
+    num_encoder_layers=3,
+    num_decoder_layers=2,
+    mlp_dim=256,
+  ),
+  "english_4m": t5.T5Config(
+    vocab_size=8192,
+    emb_dim=256,
+    num_heads=4,
+    num_encoder_layers=3,
+    num_decoder_layers=2,
+    mlp_dim=448,
+  ),
   "english_16m": t5.T5Config(
     vocab_size=8192,
     emb_dim=384,

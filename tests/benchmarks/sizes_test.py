@@ -55,6 +55,8 @@ NAMES = (
   "large",
   "xl",
   "xxl",
+  "english_1m",
+  "english_4m",
   "english_16m",
   "english_60m",
 )
