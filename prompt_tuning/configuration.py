@@ -94,6 +94,7 @@ def load(flags: Flags) -> None:
     gin.add_config_file_search_path(path)
   texts = [_read(name, flags.search_paths) for name in flags.gin_files]
   _check_macros(texts, flags.bindings)
+  _check_values(flags.bindings)
   # A binding on the command line can name whatever a file imports.
   imports = re.findall(
     r"^(?:from \S+ )?import .+", "\n".join(texts), re.MULTILINE
@@ -149,15 +150,14 @@ def _near_file(name: str) -> str:
 
 def _check_macros(texts: Sequence[str], bindings: Sequence[str]) -> None:
   """Refuses macros that nothing reads, and required ones without a value."""
-  macro = re.compile(r"^([A-Z][A-Z0-9_]*)\s*=\s*(.*)", re.MULTILINE)
+  macro = re.compile(r"^([A-Za-z_]\w*)\s*=\s*(.*)", re.MULTILINE)
   lines = [*texts, *bindings]
   defined = dict(pair for text in lines for pair in macro.findall(text))
-  used = {
-    name for text in lines for name in re.findall(r"%([A-Z][A-Z0-9_]*)", text)
-  }
+  macro_use = re.compile(r"%([A-Za-z_]\w*)(?![\w.])")
+  used = {name for text in lines for name in macro_use.findall(text)}
   for name in defined:
     if name not in used:
-      near = difflib.get_close_matches(name, sorted(used), n=1)
+      near = difflib.get_close_matches(name.upper(), sorted(used), n=1)
       hint = f": did you mean {near[0]}?" if near else ""
       raise ValueError(f"no loaded gin file reads the macro {name}{hint}")
   for name, value in defined.items():
@@ -169,6 +169,21 @@ def _check_macros(texts: Sequence[str], bindings: Sequence[str]) -> None:
       f"{missing[0]} has no value: add --gin.{missing[0]}=... or a gin file"
       " that sets it"
     )
+
+
+def _check_values(bindings: Sequence[str]) -> None:
+  """Refuses text without quotes, which a shell takes away."""
+  for binding in bindings:
+    name, _, value = binding.partition(" = ")
+    if re.search("[@%]", value):
+      continue  # Only a whole configuration can tell.
+    try:
+      gin.config.parse_value(value)
+    except (ValueError, SyntaxError) as error:
+      raise ValueError(
+        f"--gin.{name}={value} has no value that gin can read: text needs"
+        f" quotes within those of the shell, --gin.{name}=\"'text'\""
+      ) from error
 
 
 def _one_sentence(error: BaseException) -> str:

@@ -49,9 +49,12 @@ class Partition:
         matched = _matches(regex, names)
         if not matched:
           near = difflib.get_close_matches(regex, names, n=3, cutoff=0.0)
+          hint = ""
+          if "prompt" in regex and not any("/prompt/" in x for x in names):
+            hint = "; the model has no prompt: add a file of gin/prompts"
           raise ValueError(
             f"{regex!r} matches no parameter: it must match a whole path such"
-            f" as {', '.join(f'/{name}' for name in near)}"
+            f" as {', '.join(f'/{name}' for name in near)}{hint}"
           )
         labels |= {name: labels.get(name, i) for name in matched}
     return labels
@@ -118,7 +121,15 @@ def adafactor(
 
   Returns:
     An optimizer whose state holds the current learning rate.
+
+  Raises:
+    ValueError: for a positive `decay_offset`, which makes the first steps nan.
   """
+  if decay_offset > 0:
+    raise ValueError(
+      f"decay_offset={decay_offset} must be 0 or less: T5X's step_offset less"
+      " the step of the base"
+    )
 
   def make(learning_rate: Array) -> optax.GradientTransformation:
     scaled = optax.adafactor(

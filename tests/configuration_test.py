@@ -245,6 +245,15 @@ def fails(capsys, monkeypatch, *argv):
       (*SST2_DEMO, "--gin.TRIAN_STEPS=3"),
       "reads the macro TRIAN_STEPS: did you mean TRAIN_STEPS?",
     ),
+    ((*TINY, "--gin.TRAIN_STEPS=many"), "--gin.TRAIN_STEPS=\"'text'\""),
+    (
+      (*TINY, "--gin.MIXTURE_OR_TASK_NAME=/a/b"),
+      "--gin.MIXTURE_OR_TASK_NAME=/a/b has no value that gin can read",
+    ),
+    (
+      (*SST2_DEMO, "--gin.batch_size=3"),
+      "reads the macro batch_size: did you mean BATCH_SIZE?",
+    ),
     (
       (*TINY, "--gin.prompts.PromptConfig.lenght=3"),
       "doesn't have a parameter named 'lenght'",

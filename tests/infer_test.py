@@ -123,18 +123,10 @@ def test_a_row_that_names_no_prompt_is_not_answered_by_another(run, base):
     run("PROMPT_FILE = None", files)
 
 
-def test_a_prompt_elsewhere_does_not_continue_a_file(run, tmp_path):
+def test_a_prompt_elsewhere_does_not_continue_a_file(run):
   run()
-  elsewhere = tmp_path / "elsewhere.gin"
-  elsewhere.write_text(
-    "from __gin__ import dynamic_registration\n"
-    "from prompt_tuning import prompts\n"
-    "from prompt_tuning import t5\n"
-    "t5.Transformer.prompt = @prompts.PromptConfig()\n"
-    "prompts.PromptConfig.join = @prompts.suffix_prompt\n"
-  )
   with pytest.raises(ValueError, match="holds predictions with join='prefix_"):
-    run(files=(str(elsewhere),))
+    run("prompts.PromptConfig.join = @prompts.suffix_prompt")
 
 
 def test_labels_are_candidates(run):

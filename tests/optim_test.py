@@ -179,3 +179,13 @@ def test_each_rule_has_a_learning_rate():
 def test_a_warm_up_of_no_step_is_refused():
   with pytest.raises(ValueError, match="WARMUP_STEPS=0 must be 1 or more"):
     optim.learning_rate_schedule("constant * linear_warmup", warmup_steps=0)
+
+
+def test_an_offset_that_makes_the_first_steps_nan_is_refused():
+  with pytest.raises(ValueError, match="decay_offset=1 must be 0 or less"):
+    optim.adafactor(decay_offset=1)
+
+
+def test_a_partition_of_a_model_without_a_prompt_says_so():
+  with pytest.raises(ValueError, match="no prompt: add a file of gin/prompts"):
+    optim.Partition([([".*/prompt/.*"], SGD)]).labels({"encoder/kernel"})
