@@ -50,7 +50,9 @@ def ours(size: str, batch_sizes: list[int], repeats: int) -> list[float]:
   for batch_size in batch_sizes:
     rng = np.random.default_rng(0)
     tokens = jnp.asarray(
-      rng.integers(2, 32000, (batch_size, INPUT_LENGTH), dtype=np.int32)
+      rng.integers(
+        2, model.config.vocab_size, (batch_size, INPUT_LENGTH), dtype=np.int32
+      )
     )
     found = np.asarray(greedy(params, tokens))
     assert (found[:, :-1] > 1).all(), "a row ended early: draw other weights"

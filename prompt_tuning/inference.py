@@ -282,7 +282,9 @@ def _with_prompts(
   )
   placed = jnp.asarray(partitioning.place_rows(prompt))
   params = model.params | {prompt_files.NAME: placed}
-  # The same program reads prompts of one length and of several.
-  is_in_front = place.join is prompts_lib.prefix_prompt
-  is_mixed = len(set(lengths.tolist())) > 1
-  return network, params, lengths if is_in_front or is_mixed else None
+  used = set(lengths.tolist())
+  if place.join is prompts_lib.prefix_prompt:
+    # Of the whole bank, so that one program reads all batches; and no lengths
+    # without need, for the attention kernel does not know them.
+    used = {file.prompt.shape[0] for file in model.bank.files.values()}
+  return network, params, lengths if len(used) > 1 else None

@@ -186,3 +186,17 @@ def test_what_does_not_fit_is_refused(base, model):
 
 def test_no_texts_have_no_predictions(model):
   assert inference.predict(model, [], prompts="long") == []
+
+
+@pytest.mark.parametrize(
+  ("names", "is_told"), [(("short",), False), (("short", "long"), True)]
+)
+def test_lengths_are_told_where_prompts_differ_alone(base, names, is_told):
+  """Attention in a kernel does not know them."""
+  model = inference.load(
+    f"{base}/base.safetensors",
+    vocabulary=BYTES,
+    prompts={name: f"{base}/{name}.npy" for name in names},
+  )
+  _, _, lengths = inference._with_prompts(model, ["short", "short"])
+  assert (lengths is not None) == is_told

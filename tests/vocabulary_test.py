@@ -37,8 +37,9 @@ def test_ids_and_texts_are_those_of_seqio():
     for text in TEXTS:
       assert ours.encode(text) == list(theirs.encode(text))
     for _ in range(20):
-      # Some ids are beyond the vocabulary, as in a padded embedding table.
-      ids = rng.integers(0, ours.size + 20, 12).tolist()
+      ids = rng.integers(0, ours.size, 12).tolist()
+      # Beyond the vocabulary, as in a padded embedding table.
+      ids += [ours.size - 1, ours.size, ours.size + 19]
       for row in (ids, [*ids[:5], 1, *ids[5:]], [7, 1, 0, 0]):
         assert ours.decode(row) == theirs.decode(row)
 
