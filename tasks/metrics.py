@@ -121,22 +121,6 @@ def record(targets: Values, predictions: Values) -> Scores:
   return squad(*zip(*first.values(), strict=True))
 
 
-def rank_classification(targets: Values, predictions: Values) -> Scores:
-  """Share of inputs whose best-scored candidate is the right one.
-
-  Args:
-    targets: a row for each candidate: ((input, candidate), is_right, weight,
-      length).
-    predictions: a score for each row; the highest of an input wins.
-  """
-  best: dict[int, tuple[float, bool]] = {}
-  rows = zip(targets, predictions, strict=True)
-  for ((row, _), is_right, _, _), score in rows:
-    if row not in best or score > best[row][0]:
-      best[row] = (score, is_right)
-  return {"accuracy": 100 * _mean(is_right for _, is_right in best.values())}
-
-
 def on_values(
   targets: Sequence[postprocessors.Logged],
   predictions: Sequence[postprocessors.Logged],

@@ -180,6 +180,73 @@ def test_every_run_file_parses(path):
   assert str(gin.query_parameter("%LOAD_DATA")).startswith("@")
 
 
+CORPUS_FILES = "text_files.from_text_files"
+OWN_FILES = "files.from_files"
+# What no test notices by its effect. A macro is written as gin reads it.
+BOUND = {
+  "prompt_finetune": {
+    "losses.LossConfig.z_loss": "%Z_LOSS",
+    "losses.LossConfig.label_smoothing": "%LABEL_SMOOTHING",
+    "losses.LossConfig.normalizing_factor": "%LOSS_NORMALIZING_FACTOR",
+    "partitioning.MeshConfig.num_partitions": "%NUM_PARTITIONS",
+    "partitioning.MeshConfig.model_parallel_submesh": "%MODEL_PARALLEL_SUBMESH",
+    "partitioning.MeshConfig.parameter_sharding": "%PARAMETER_SHARDING",
+    "partitioning.MeshConfig.prompt_sharding": "%PROMPT_SHARDING",
+    "t5.T5Config.dropout_rate": "%DROPOUT_RATE",
+    "loop.LoopConfig.eval_steps": "%EVAL_STEPS",
+    "optim.adafactor.learning_rate": "0.3",
+  },
+  "prompt_finetune_from_cache": {
+    "cache.from_cache.vocabulary_sha256": "%VOCABULARY_SHA256",
+    "optim.adafactor.learning_rate": "0.3",
+  },
+  **{
+    name: {
+      "optim.adafactor.learning_rate": "0.001",
+      "optim.adafactor.multiply_by_parameter_scale": "True",
+      "optim.adafactor.weight_decay_rate": "None",
+    }
+    for name in ("model_tune", "model_tune_from_cache")
+  },
+  "pretrain": {
+    "corpus.with_objective.objective": "%OBJECTIVE",
+    "optim.adafactor.multiply_by_parameter_scale": "True",
+    "optim.learning_rate_schedule.factors": "linear_decay",
+    "optim.learning_rate_schedule.base_learning_rate": "%PEAK_LEARNING_RATE",
+    "optim.learning_rate_schedule.warmup_steps": "%WARMUP_STEPS",
+    "optim.learning_rate_schedule.decay_factor": "%LEARNING_RATE_DECAY",
+    "%OBJECTIVE": "span_corruption",
+    "%PEAK_LEARNING_RATE": "0.02",
+    "%WARMUP_STEPS": "500",
+    "%BATCH_SIZE": "128",
+  },
+  "lm_adapt": {
+    "%OBJECTIVE": "prefix_lm",
+    "%PEAK_LEARNING_RATE": "0.01",
+    "%WARMUP_STEPS": "50",
+    "%BATCH_SIZE": "64",
+  },
+  "own_data": {
+    f"{OWN_FILES}.train_file": "%TRAIN_FILE",
+    f"{OWN_FILES}.validation_file": "%VALIDATION_FILE",
+    f"{OWN_FILES}.input_template": "%INPUT_TEMPLATE",
+    f"{OWN_FILES}.target_column": "%TARGET_COLUMN",
+    f"{OWN_FILES}.labels": "%LABELS",
+  },
+  "text_files": {
+    f"{CORPUS_FILES}.train_files": "%TRAIN_FILES",
+    f"{CORPUS_FILES}.validation_files": "%VALIDATION_FILES",
+  },
+}
+
+
+@pytest.mark.parametrize("name", BOUND)
+def test_macros_and_numbers_are_bound_to_their_parameters(name):
+  load(*COMMANDS[name])
+  found = {key: str(gin.query_parameter(key)) for key in BOUND[name]}
+  assert found == BOUND[name]
+
+
 def test_match_t5x_counts_from_the_step_of_the_base():
   load(*COMMANDS["match_t5x"])
   offset = gin.query_parameter("optim.adafactor.decay_offset")

@@ -89,3 +89,24 @@ def test_texts_are_kept_for_the_log():
     is_target=True,
   )
   assert logged == ("abc", "abc", "sentence: \u00e9")
+
+
+@pytest.mark.parametrize(
+  ("output", "referent", "expected"),
+  [
+    ("the dog", "Dog", 1),
+    ("the big dog", "dog", 1),
+    ("dog", "the big dog", 1),
+    ("big dog", "small dog", 0),
+    ("Bob", "Bob's dog", 0),
+    ("Bob's dog", "Bob", 0),
+    ("Bob's", "Bob's dog", 1),
+    ("the", "dog", -1),
+  ],
+)
+def test_a_referent_is_that_of_the_example_by_its_words(
+  output, referent, expected
+):
+  example = {"label": 1, "targets_pretokenized": referent}
+  found = postprocessors.wsc(output, example=example, is_target=False)
+  assert found == expected
