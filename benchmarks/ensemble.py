@@ -41,6 +41,8 @@ _NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 5, "Of the ensemble.")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Of each side.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 5, "Inputs times prompts.")
 _NUM_BUCKETS = flags.DEFINE_integer("num_buckets", 4, "Lengths of inputs.")
+# Of the commands; `main` changes that of this process.
+_ENVIRONMENT = dict(os.environ)
 
 
 def write_files(folder: pathlib.Path) -> list[str]:
@@ -95,7 +97,11 @@ def seconds(folder: pathlib.Path, prompts: Sequence[str]) -> np.ndarray:
   ]
   start = clock()
   found = subprocess.run(
-    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    command,
+    env=_ENVIRONMENT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
   )
   if found.returncode:
     sys.exit(found.stdout)

@@ -1,13 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """A corpus to batches: the objectives, packing, and the order of the pieces."""
 
+import dataclasses
 import functools
 import itertools
+import json
 
 import numpy as np
 import pytest
 
-from prompt_tuning import batching, cache, corpus, task_data, vocabulary
+from prompt_tuning import (
+  batching,
+  cache,
+  corpus,
+  loop,
+  losses,
+  optim,
+  t5,
+  task_data,
+  train,
+  vocabulary,
+)
 
 LENGTHS = {"inputs": 512, "targets": 114}
 PACKED = {"inputs": 34, "targets": 34}
@@ -184,3 +197,42 @@ def test_a_cache_of_documents_gives_the_same_batches(tmp_path):
   for name, x in wanted.items():
     np.testing.assert_array_equal(found[name], x)
   assert read.eval_tasks[0].examples.inputs.num_rows == 5000 // 568
+
+
+OBJECTIVES = [("span_corruption", LENGTHS), ("prefix_lm", PACKED)]
+
+
+@pytest.mark.parametrize(("objective", "lengths"), OBJECTIVES)
+def test_an_objective_has_rows_of_its_own(objective, lengths):
+  data = made(objective, lengths)
+  (batch,) = take(data, 1)
+  is_corrupted = objective == "span_corruption"
+  assert ("encoder_segment_ids" in batch) != is_corrupted
+  first_sentinel = data.vocabulary.size - 1
+  for inputs in (
+    batch["encoder_input_tokens"],
+    data.eval_tasks[0].examples.inputs.tokens,
+  ):
+    assert (first_sentinel in inputs) == is_corrupted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("objective", "lengths"), OBJECTIVES)
+def test_a_corpus_trains_and_evaluates(
+  tiny_config, tmp_path, objective, lengths
+):
+  model = t5.Transformer(dataclasses.replace(tiny_config, vocab_size=384))
+  train.train(
+    model_dir=str(tmp_path),
+    initial_checkpoint_path=None,
+    model=model,
+    partition=optim.Partition([([".*"], optim.adafactor(0.01))]),
+    load_data=lambda: made(objective, lengths),
+    config=loop.LoopConfig(train_steps=2, batch_size=4, eval_steps=1),
+    loss=losses.LossConfig(),
+    initial_prompt=None,
+  )
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  trained, evaluated = map(json.loads, lines)
+  loss = trained["loss_per_nonpadding_target_token"]
+  assert loss == pytest.approx(evaluated[f"herons_{objective}/loss"], rel=0.3)

@@ -193,14 +193,14 @@ def test_a_batch_from_standard_input_is_written_before_the_next_comes(
     for start in (0, 4):
       texts = TEXTS[start : start + 4]
       os.write(writer, "".join(f"{text}\n" for text in texts).encode())
-      deadline = time.monotonic() + 600
+      deadline = time.monotonic() + 120
       while start == 0 and time.monotonic() < deadline and not seen:
         time.sleep(0.01)
         if path.exists() and path.read_bytes().count(b"\n") == 4:
           seen.append(4)
     os.close(writer)
 
-  thread = threading.Thread(target=feed)
+  thread = threading.Thread(target=feed, daemon=True)
   thread.start()
   rows = run("INPUT_FILE = '-'")
   thread.join()

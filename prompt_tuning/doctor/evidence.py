@@ -158,8 +158,8 @@ def best(run: Run) -> Line:
     score = number(line, "score")
     if math.isfinite(score):
       return score
-    found = answers(line)
-    return float(np.mean([x.accuracy for x in found])) if found else step(line)
+    found = [x.accuracy for x in answers(line)]
+    return float(np.mean(found) if found else step(line))
 
   return max(run.evals, key=value)
 
