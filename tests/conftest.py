@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures that more than one file of tests uses."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +18,9 @@ os.environ["XLA_FLAGS"] = (
   " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 # Tests that run the same program compile it once, in whichever worker.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp())
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # Nor in a worker.
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+  atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # Not by way of the package: within its checked imports Python finds no compiled
