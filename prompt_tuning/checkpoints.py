@@ -223,13 +223,7 @@ def _read(
       f" partition, prompt, optimizer or dtype: {', '.join(changed[:3])}"
       " differ; use another MODEL_DIR"
     )
-  try:
-    restored = manager.restore(
-      step, args=ocp.args.Composite(state=ocp.args.StandardRestore(arrays))
-    )["state"]
-  except Exception as error:  # Orbax raises many types.
-    _raise_if_passing(error)
-    raise _Damaged(_first_line(error)) from error
+  restored = _restore(manager, step, state=ocp.args.StandardRestore(arrays))
   if fingerprint.fingerprint(restored) != metadata["state_fingerprint"]:
     raise _Damaged("its fingerprint does not match")
   leaves = [restored[name] for name in arrays]
@@ -238,28 +232,31 @@ def _read(
 
 def _read_metadata(manager: ocp.CheckpointManager, step: int) -> Metadata:
   """Reads what `save` wrote beside the arrays, and checks that it is whole."""
-  try:
-    metadata = manager.restore(
-      step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
-    )["metadata"]
-  except Exception as error:
-    _raise_if_passing(error)
-    raise _Damaged(_first_line(error)) from error
+  metadata = _restore(manager, step, metadata=ocp.args.JsonRestore())
   wanted = {"arrays", "state_fingerprint", "base_fingerprint", "run"}
   if not isinstance(metadata, dict) or not wanted <= metadata.keys():
     raise _Damaged("its metadata are not whole")
   return metadata
 
 
-def _raise_if_passing(error: Exception) -> None:
-  """Raises what says nothing about the files: no network, no memory."""
-  is_passing = isinstance(error, OSError | jax.errors.JaxRuntimeError)
-  if is_passing and not isinstance(error, FileNotFoundError):
-    raise error
+def _restore(
+  manager: ocp.CheckpointManager, step: int, **item: ocp.args.CheckpointArgs
+) -> Any:
+  """Reads one item of a checkpoint.
 
-
-def _first_line(error: Exception) -> str:
-  return (str(error) or type(error).__name__).splitlines()[0][:200]
+  What says nothing about its files, such as no network or no memory, is raised
+  as it is.
+  """
+  try:
+    found = manager.restore(step, args=ocp.args.Composite(**item))
+  except Exception as error:  # Orbax raises many types.
+    is_passing = isinstance(error, OSError | jax.errors.JaxRuntimeError)
+    if is_passing and not isinstance(error, FileNotFoundError):
+      raise
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    raise _Damaged(line[:200]) from error
+  (name,) = item
+  return found[name]
 
 
 def write_prompts(model_dir: str, state: trainer.TrainState) -> None:

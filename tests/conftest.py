@@ -17,8 +17,9 @@ os.environ["XLA_FLAGS"] = (
   "--xla_force_host_platform_device_count=2 --xla_allow_excess_precision=false"
   " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
-# Tests that run the same program compile it once, in whichever worker.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # Nor in a worker.
+# Tests that run the same program compile it once, in whichever worker: these
+# have the folder of the process that started them.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
   atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

@@ -105,7 +105,7 @@ def test_bfloat16_activations_stay_near_the_original(prompted, tiny_batch):
   real = tiny_batch["decoder_target_tokens"] > 0
   expected = arrays["bf16_logits"][real]
   np.testing.assert_allclose(logits[real], expected, atol=0.3, rtol=0)
-  # In float32 it is 0.03, in bfloat16 the same rounding errors are made.
+  # In float32 it is 0.04, in bfloat16 the same rounding errors are made.
   assert np.mean(np.abs(logits[real] - expected)) < 1e-3
 
 

@@ -1,23 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The spoiled runs that are shown to the doctor."""
 
-import pathlib
-
+import doctor_runs
 import sentencepiece
 
-ROOT = pathlib.Path(__file__).parents[2]
 
-
-def test_a_foreign_vocabulary_has_the_same_words_and_other_ids(
-  monkeypatch, tmp_path
-):
-  monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-  import doctor_runs
-
+def test_a_foreign_vocabulary_has_the_same_words_and_other_ids(tmp_path):
   doctor_runs.write_foreign_vocabulary(tmp_path / "foreign.model")
   own, foreign = (
     sentencepiece.SentencePieceProcessor(model_file=str(path))
-    for path in (ROOT / "tasks/english_8k.model", tmp_path / "foreign.model")
+    for path in (
+      doctor_runs.ROOT / "tasks/english_8k.model",
+      tmp_path / "foreign.model",
+    )
   )
   words = [[x.id_to_piece(i) for i in range(8192)] for x in (own, foreign)]
   assert sorted(words[0]) == sorted(words[1])

@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The list of a program's kernels; a GPU's compiler is not at hand here."""
 
-import pathlib
 import subprocess
 import sys
 
-import pytest
-
-sys.path.append(str(pathlib.Path(__file__).parents[2] / "benchmarks"))
 import gpu_program
+import pytest
 
 PROGRAM = """
 HloModule jit_step, is_scheduled=true

@@ -2,12 +2,10 @@
 """The report of the comparison on real tasks, from files as runs leave them."""
 
 import json
-import pathlib
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
 NAMES = {
   "sst2": "taskless_glue_sst2_v002",
   "mrpc": "taskless_glue_mrpc_v002",
@@ -31,8 +29,7 @@ PAGE = "top\n" + "\n".join(
 
 
 @pytest.fixture
-def report(monkeypatch):
-  monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+def report():
   import real_tasks_report
 
   return real_tasks_report

@@ -15,8 +15,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
-def real_tasks(monkeypatch):
-  monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+def real_tasks():
   import real_tasks
 
   return real_tasks

@@ -11,8 +11,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
-def sizes(monkeypatch):
-  monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+def sizes():
   import sizes
 
   return sizes
