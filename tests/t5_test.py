@@ -168,6 +168,35 @@ def golden_json():
   return lambda name: json.loads((GOLDENS / f"{name}.json").read_text())
 
 
+def test_random_weights_are_those_of_init_and_need_no_products(
+  tiny_config, monkeypatch
+):
+  def init_on_zeros(model, rng, *tokens, **kwargs):  # As in Flax 0.12.12.
+    zeros = [jnp.zeros(x.shape, x.dtype) for x in tokens]
+    return model.init(rng, *zeros, **kwargs)
+
+  def watched(jaxpr, *args):
+    computed.update(str(eqn.primitive) for eqn in jaxpr.eqns)
+    return evaluate(jaxpr, *args)
+
+  model = t5.Transformer(tiny_config, prompts.PromptConfig(length=3))
+  computed = set()
+  evaluate = jax.core.eval_jaxpr
+  monkeypatch.setattr(t5.Transformer, "lazy_init", init_on_zeros)
+  monkeypatch.setattr(jax.core, "eval_jaxpr", watched)
+  drawn = t5.init_params(model, seed=1)
+  tokens = jnp.zeros((1, 2), jnp.int32)
+  variables = model.init(
+    jax.random.key(1), tokens, tokens, tokens, enable_dropout=False
+  )
+  expected = traverse_util.flatten_dict(variables["params"], sep="/")
+  assert drawn.keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_array_equal(drawn[name], value, name)
+  assert computed
+  assert not computed & {"dot_general", "exp", "gather"}
+
+
 def test_decoder_is_causal_by_gradient(prompted, tiny_batch):
   model, params, _ = prompted
 
