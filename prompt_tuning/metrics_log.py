@@ -39,7 +39,9 @@ def open_log(model_dir: str, step: int) -> Iterator[MetricsLog]:
   atomic_files.write(path, "".join(kept))
   # It knows buckets itself.
   writer = tensorboardX.SummaryWriter(
-    str(epath.Path(model_dir) / "tensorboard"), purge_step=step + 1
+    str(epath.Path(model_dir) / "tensorboard"),
+    purge_step=step + 1,
+    flush_secs=5,
   )
   with contextlib.closing(writer):
     yield MetricsLog(path, writer)
@@ -68,4 +70,3 @@ def write_scalars(
   """Writes values for TensorBoard alone, as `split/name`."""
   for name, value in values.items():
     log.writer.add_scalar(f"{split}/{name}", value, step)
-  log.writer.flush()
