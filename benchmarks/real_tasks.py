@@ -100,10 +100,13 @@ class Run(NamedTuple):
     return f"{self.size}/{self.task}/{self.method}"
 
 
-def write_cache(task: str, output: pathlib.Path, tfds_data_dir: str) -> None:
+def write_cache(
+  task: str, output: pathlib.Path, tfds_data_dir: str | None
+) -> None:
   """Writes the tokenised task in the vocabulary of the bases."""
   name = TASKS[task].name
   module = "super_glue" if "super_glue" in name else "glue"
+  flags = [] if tfds_data_dir is None else [f"--tfds_data_dir={tfds_data_dir}"]
   subprocess.run(
     [
       *(sys.executable, "-m", "prompt_tuning.cache_task"),
@@ -114,7 +117,7 @@ def write_cache(task: str, output: pathlib.Path, tfds_data_dir: str) -> None:
       f"--gin.TASK_FEATURE_LENGTHS={TASKS[task].lengths}",
       "--gin.VOCABULARY=@vocabularies.english_8k()",
       f"--gin.CACHE_DIR='{output}/caches/{task}'",
-      f"--tfds_data_dir={tfds_data_dir}",
+      *flags,
     ],
     check=True,
   )

@@ -2,6 +2,7 @@
 """The commands of the comparison on real tasks."""
 
 import pathlib
+import sys
 
 import numpy as np
 from prompt_tuning.tasks import labels
@@ -49,6 +50,40 @@ def test_every_command_parses(real_tasks, bases, size, task, method):
   base = gin.query_parameter("%INITIAL_CHECKPOINT_PATH")
   assert base == f"{bases}/{size}_lm.safetensors"
   assert gin.query_parameter("%SEEDS") == (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+  ("task", "module", "tfds_data_dir"),
+  [("sst2", "glue", "tfds"), ("boolq", "super_glue", None)],
+)
+def test_the_cache_is_written_that_training_reads(
+  real_tasks, monkeypatch, task, module, tfds_data_dir
+):
+  calls = []
+  monkeypatch.setattr(
+    real_tasks.subprocess,
+    "run",
+    lambda argv, **options: calls.append((argv, options)),
+  )
+  real_tasks.write_cache(task, pathlib.Path("b"), tfds_data_dir)
+  ((argv, options),) = calls
+  assert options == {"check": True}
+  assert argv[:3] == [sys.executable, "-m", "prompt_tuning.cache_task"]
+  configuration.load(configuration.parse_flags("cache_task", argv[3:]))
+  chosen = real_tasks.TASKS[task]
+  expected = {
+    "%CACHE_DIR": f"b/caches/{task}",
+    "%MIXTURE_OR_TASK_NAME": chosen.name,
+    "%MIXTURE_OR_TASK_MODULE": f"prompt_tuning.tasks.{module}",
+    "%TASK_FEATURE_LENGTHS": {
+      "inputs": chosen.num_inputs,
+      "targets": chosen.num_targets,
+    },
+  }
+  assert {name: gin.query_parameter(name) for name in expected} == expected
+  assert "--gin.VOCABULARY=@vocabularies.english_8k()" in argv
+  found = [flag for flag in argv if flag.startswith("--tfds_data_dir")]
+  assert found == ([f"--tfds_data_dir={tfds_data_dir}"] if tfds_data_dir else [])
 
 
 @pytest.mark.parametrize(
