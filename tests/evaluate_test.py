@@ -164,7 +164,7 @@ def test_rank_needs_a_task_with_labels(model):
     )
 
 
-def test_buckets_change_no_prediction_and_no_loss(model, params):
+def test_batches_and_buckets_change_no_prediction_and_no_loss(model, params):
   data = make_data(["ab", "bc", "ca", "ab", "ab"])
   cut = task_data.with_buckets(data, 2)
   assert cut.buckets == (8, 12)
@@ -173,16 +173,17 @@ def test_buckets_change_no_prediction_and_no_loss(model, params):
   )
   (plain, plain_loss), (found, found_loss) = (
     (
-      evaluate.texts_fn(model, x, mode="generation", batch_size=2)(
+      evaluate.predict_task_fn(model, x, mode="generation", batch_size=size)(
         params, x.eval_tasks[0]
-      ),
+      )[0],
       evaluate.teacher_forced(
-        x, params, jax.jit(loss_fn), batch_size=2, num_batches=2
+        x, params, jax.jit(loss_fn), batch_size=size, num_batches=3
       ),
     )
-    for x in (data, cut)
+    for x, size in ((data, 5), (cut, 2))
   )
-  assert plain == found
+  assert plain.texts == found.texts
+  assert plain.scores == pytest.approx(found.scores, rel=1e-5)
   assert plain_loss == pytest.approx(found_loss, rel=1e-5)
 
 

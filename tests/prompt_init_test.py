@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,23 @@ def test_sampled_rows_are_distinct_and_common():
   table = jnp.arange(50.0)[:, None]
   prompt = prompt_init.sampled_vocab(RNG, 20, table, encode, population_size=20)
   assert sorted(prompt[:, 0].tolist()) == list(range(20))
+
+
+@pytest.mark.parametrize(
+  "init",
+  [
+    prompt_init.sampled_vocab,
+    functools.partial(prompt_init.class_labels, labels=["0"]),
+    functools.partial(prompt_init.text, string="0"),
+  ],
+  ids=["sampled_vocab", "class_labels", "text"],
+)
+def test_common_tokens_are_the_papers_5000_by_default(init):
+  """Lester et al. (2021), sec. 3.2; labels and texts are in row 0."""
+  prompt = init(RNG, 5000, jnp.arange(6000.0)[:, None], encode)
+  drawn = set(prompt[1:, 0].tolist())
+  assert len(drawn) == 4999
+  assert max(drawn) < 5000
 
 
 @pytest.mark.parametrize("kind", ["uniform", "uniform_flax"])

@@ -83,7 +83,9 @@ def test_the_cache_is_written_that_training_reads(
   assert {name: gin.query_parameter(name) for name in expected} == expected
   assert "--gin.VOCABULARY=@vocabularies.english_8k()" in argv
   found = [flag for flag in argv if flag.startswith("--tfds_data_dir")]
-  assert found == ([f"--tfds_data_dir={tfds_data_dir}"] if tfds_data_dir else [])
+  assert found == (
+    [f"--tfds_data_dir={tfds_data_dir}"] if tfds_data_dir else []
+  )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_every_layout_trains_as_one_device():
+def test_divided_rows_and_prompts_train_as_one_device():
   program = subprocess.run(
     [
       *(sys.executable, "benchmarks/several_gpus.py", "--simulate"),

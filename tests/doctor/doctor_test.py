@@ -94,9 +94,9 @@ def test_the_best_evaluation_counts():
 
 def test_without_labels_the_loss_decides():
   line = {"step": 200, "split": "eval", "t/f1": 3.0, "score": 3.0}
-  falling = [train(20, 2.0), train(40, 1.7)]
-  assert evidence.is_learned(run([line], falling))
-  assert not evidence.is_learned(run([line], falling[::-1]))
+  for last, is_learned in ((1.79, True), (1.81, False)):
+    lines = [train(20, 2.0), train(40, last)]
+    assert evidence.is_learned(run([line], lines)) == is_learned
 
 
 def outputs(**shares):
@@ -139,6 +139,80 @@ def test_each_cause_is_the_first_that_is_named(spoiled, expected):
   assert expected in report.render(spoiled).splitlines()[0]
 
 
+def kinds(**shares):
+  """A run whose illegal outputs are of these kinds, in percent."""
+  return run([illegal(**outputs(**shares))])
+
+
+def probed(**found):
+  values = {f"base/{name}": x for name, x in found.items()}
+  return run([NOTHING], base=KNOWN | FOREIGN | values)
+
+
+def trained(**values):
+  return run([NOTHING], [train(step, **values) for step in (20, 40)])
+
+
+def legal(yes, no=0, **values):
+  """A run with so many right answers to each label, and no label else."""
+  return run([confusion((yes, 0, 100 - yes), (0, no, 100 - no), **values)])
+
+
+def yes_to(no):
+  """A run that answers yes, and to so many of the other rows too."""
+  return run([confusion((100, 0, 0), (no, 100 - no, 0))])
+
+
+def gold(yes):
+  counts = {"t/labels/gold/yes": yes, "t/labels/gold/no": 200 - yes}
+  return run([ALL_YES | counts])
+
+
+def right_at_last(share):
+  last = confusion((share, 100 - share, 0), (100 - share, share, 0))
+  return run([GOOD | {"score": 100.0}, last])
+
+
+def clipped(share):
+  """A run of eight lines; of the last two updates (share + 1) / 2."""
+  shares = [0.2] * 6 + [share, 1.0]
+  return run([GOOD], [train(20 * i, clipped=x) for i, x in enumerate(shares)])
+
+
+@pytest.mark.parametrize(
+  ("expected", "make", "inside", "outside"),
+  [
+    ("labels cut off", lambda x: kinds(cut=x), 50, 49),
+    ("labels cut off", lambda x: legal(0, token_accuracy=x), 0.91, 0.9),
+    ("labels cut off", lambda x: legal(x, token_accuracy=0.99), 99, 100),
+    ("wrong vocabulary", lambda x: probed(continue_exchanged=x), 4.49, 4.5),
+    ("base not LM-adapted", lambda x: probed(sentinel=x), 0.5, 0.49),
+    ("base not LM-adapted", lambda x: kinds(sentinel=x), 50, 49),
+    ("base not LM-adapted", lambda x: kinds(empty=25, copied=x), 25, 24),
+    ("no gradient", lambda x: trained(grad_rms=x), 0.99e-9, 1e-9),
+    # 200 steps of 0.0055 are a tenth of the prompt's 11.
+    ("learning rate too low", lambda x: trained(learning_rate=x), 54e-4, 56e-4),
+    # 2.5 steps of 4.4 are the prompt's 11.
+    ("learning rate too high", lambda x: trained(learning_rate=x), 4.41, 4.39),
+    ("one label for all", yes_to, 90, 89),
+    ("one label for all", gold, 179, 180),
+    ("illegal labels", lambda x: legal(100, x), 89, 90),
+    ("skewed labels", yes_to, 41, 40),
+    ("skewed labels", yes_to, 89, 90),
+    ("skewed labels", lambda x: legal(100, x), 1, 0),
+    # Two standard errors are 7.07%.
+    ("past its best", right_at_last, 82, 83),
+    ("clipped updates", clipped, 0.81, 0.79),
+  ],
+)
+def test_each_finding_begins_at_its_threshold(expected, make, inside, outside):
+  found = [
+    names(doctor.find_causes(x) + doctor.find_symptoms(x))
+    for x in (make(inside), make(outside))
+  ]
+  assert [expected in x for x in found] == [True, False]
+
+
 def test_a_good_run_has_no_cause_and_no_symptom():
   good = run([GOOD], [train(20 * i, 0.1) for i in range(1, 11)])
   assert doctor.find_causes(good) == []
@@ -165,9 +239,15 @@ def test_rates_say_nothing_of_another_optimizer():
   [
     ([3.0, 2.9, 2.8, 2.7, 2.6, 2.4, 2.2, 1.9], ["still falling"]),
     ([3.0, 2.0, 1.5, 1.2, 1.0, 1.01, 1.0, 1.01], ["plateau"]),
-    # Noise of 0.5 hides a fall of 0.2.
-    ([3.0, 2.0, 1.5, 1.2, 0.7, 1.7, 0.5, 1.5], []),
-    ([3.0, 1.0], []),
+    ([3.0, 3.0, 3.0, 3.0, 1.0, 1.0, 0.949, 0.949], ["still falling"]),
+    ([3.0, 3.0, 3.0, 3.0, 1.0, 1.0, 0.951, 0.951], []),
+    ([3.0, 3.0, 3.0, 3.0, 1.0, 1.0, 0.989, 0.989], []),
+    ([3.0, 3.0, 3.0, 3.0, 1.0, 1.0, 0.991, 0.991], ["plateau"]),
+    # Two standard errors are 0.283.
+    ([3.0, 3.0, 3.0, 3.0, 1.1, 0.9, 0.81, 0.61], ["still falling"]),
+    ([3.0, 3.0, 3.0, 3.0, 1.1, 0.9, 0.82, 0.62], []),
+    # Too few lines to tell.
+    ([3.0, 3.0, 3.0, 1.0, 1.0, 1.0, 1.0], []),
   ],
 )
 def test_the_end_of_the_loss_curve(losses, expected):
@@ -205,9 +285,9 @@ def test_the_first_step_is_that_of_the_base():
 
 def test_a_run_under_way_is_warned_of_what_is_certain():
   lines = [train(20), train(40)]
-  early = run([ALL_YES], lines, end=1000)
+  early = run([ALL_YES], lines, end=80)
   assert doctor.warning(early) is None
-  assert doctor.warning(early._replace(end=60)).startswith("one label for all?")
+  assert doctor.warning(early._replace(end=79)).startswith("one label for all?")
   foreign = early._replace(base=KNOWN | {"base/sentinel": 0.9})
   assert doctor.warning(foreign).startswith("base not LM-adapted?")
   assert "\n" not in doctor.warning(foreign)
