@@ -21,7 +21,10 @@ import sys
 
 from sentencepiece import sentencepiece_model_pb2
 
+from prompt_tuning import pretrained
+
 ROOT = pathlib.Path(__file__).parents[1]
+NUM_STEPS = 300
 LEARNED = "The prompt has learned."
 # What is done to a run, and what the verdict has to say.
 SPOILED = {
@@ -46,7 +49,10 @@ SPOILED = {
     "targets']=1 is too short for the label",
   ),
   "span": (
-    ["--gin.INITIAL_CHECKPOINT_PATH='{span_base}'"],
+    [
+      "--gin.INITIAL_CHECKPOINT_PATH='{span_base}'",
+      "--gin.TRAIN_STEPS={last_step}",
+    ],
     "base not LM-adapted",
   ),
 }
@@ -73,12 +79,13 @@ def run(name: str, args: argparse.Namespace) -> str:
   """Trains, and returns what the doctor says first, or why it was refused."""
   folder = args.output / name
   folder.mkdir(parents=True, exist_ok=True)
-  flags = [
-    flag.replace("{output}", str(args.output)).replace(
-      "{span_base}", str(args.span_base)
-    )
-    for flag in SPOILED[name][0]
-  ]
+  values = {"output": args.output, "span_base": args.span_base}
+  if name == "span":  # Steps are counted from that of the base.
+    base = pretrained.open_checkpoint(str(args.span_base))
+    values["last_step"] = base.step + NUM_STEPS
+  flags = list(SPOILED[name][0])
+  for key, value in values.items():
+    flags = [flag.replace(f"{{{key}}}", str(value)) for flag in flags]
   with open(folder / "log.txt", "w+", encoding="utf-8") as log:
     training = subprocess.run(
       [
@@ -86,6 +93,7 @@ def run(name: str, args: argparse.Namespace) -> str:
         "--gin_file=gin/runs/demo.gin",
         "--gin.EVAL_MODE='generation'",
         "--gin.SEEDS=0",
+        f"--gin.TRAIN_STEPS={NUM_STEPS}",
         "--gin.loop.LoopConfig.probe_base=True",
         *flags,
         f"--gin.MODEL_DIR='{folder}/model'",

@@ -32,8 +32,10 @@ def find_causes(run: Run) -> list[Finding]:
 
 def find_symptoms(run: Run) -> list[Finding]:
   """Says what else is remarkable, whether it has learned or not."""
-  # A prompt may learn at such a rate, but it learns less.
-  checks = [causes.rate_too_high] if evidence.is_learned(run) else []
+  # A prompt may learn in spite of these.
+  checks: Sequence[Check] = ()
+  if evidence.is_learned(run):
+    checks = (causes.rate_too_high, causes.span_corruption)
   return list(_found([*checks, *symptoms.SYMPTOMS], run))
 
 

@@ -63,7 +63,7 @@ def _foreign_vocabulary(run: evidence.Run) -> Finding | None:
   )
 
 
-def _span_corruption(run: evidence.Run) -> Finding | None:
+def span_corruption(run: evidence.Run) -> Finding | None:
   """A base that fills in: its outputs begin with a sentinel."""
   probability = evidence.number(run.base, "base/sentinel")
   first = evidence.answers(run.evals[0])
@@ -175,7 +175,7 @@ Check = Callable[[evidence.Run], Finding | None]
 CAUSES: Sequence[Check] = (
   _labels_cut,
   _foreign_vocabulary,
-  _span_corruption,
+  span_corruption,
   _no_gradient,
   _rate_too_low,
   rate_too_high,
@@ -185,7 +185,7 @@ CAUSES: Sequence[Check] = (
 # Those that are certain before there is anything to see of them.
 EARLY: Sequence[Check] = (
   _foreign_vocabulary,
-  _span_corruption,
+  span_corruption,
   _no_gradient,
   _rate_too_low,
 )

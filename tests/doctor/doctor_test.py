@@ -220,11 +220,17 @@ def test_a_good_run_has_no_cause_and_no_symptom():
   assert report.render(good).startswith("The prompt has learned.")
 
 
-def test_a_high_rate_is_noted_of_a_run_that_has_learned():
-  found = run([GOOD], rated(9.0))
+@pytest.mark.parametrize(
+  ("found", "noted"),
+  [
+    (run([GOOD], rated(9.0)), "learning rate too high"),
+    (run([GOOD], base=KNOWN | {"base/sentinel": 0.9}), "base not LM-adapted"),
+  ],
+)
+def test_what_a_prompt_learns_in_spite_of_is_noted(found, noted):
   assert doctor.find_causes(found) == []
   assert report.render(found).startswith(
-    "The prompt has learned. Noted: learning rate too high."
+    f"The prompt has learned. Noted: {noted}"
   )
 
 
