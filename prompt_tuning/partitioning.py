@@ -10,15 +10,11 @@ all processes make one mesh, and each process computes its part of one program.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import functools
 import math
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from flax import linen as nn
-from flax import traverse_util
-from flax.linen import partitioning
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Num, PyTree, Shaped
 import numpy as np
@@ -148,31 +144,6 @@ def axis_rules(config: MeshConfig) -> dict[str, _MeshAxes]:
   }
 
 
-class _Described(NamedTuple):
-  """A parameter: its shape, and the names of its axes."""
-
-  shape: tuple[int, ...]
-  axes: tuple[str, ...]
-
-
-@functools.lru_cache(maxsize=1)
-def _describe(model: t5.Transformer) -> dict[str, _Described]:
-  """Describes all parameters, by path."""
-  tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-  init = lambda: model.lazy_init(
-    jax.random.key(0), tokens, tokens, tokens, enable_dropout=False
-  )
-  variables = jax.eval_shape(init)
-  names = partitioning.get_axis_names(variables["params_axes"])
-  axes, params = (
-    traverse_util.flatten_dict(tree, sep="/")
-    for tree in (names, variables["params"])
-  )
-  return {
-    name: _Described(x.shape, tuple(axes[name])) for name, x in params.items()
-  }
-
-
 def param_shardings(
   names: Iterable[str], model: t5.Transformer, config: MeshConfig
 ) -> dict[str, NamedSharding]:
@@ -189,12 +160,14 @@ def param_shardings(
   mesh = jax.sharding.get_mesh()
   if mesh.size == 1:  # Spares a look at the network.
     return dict.fromkeys(names, NamedSharding(mesh, PartitionSpec()))
-  described, rules = _describe(model), axis_rules(config)
+  shapes, axes = t5.param_shapes(model), t5.param_axes(model)
+  rules = axis_rules(config)
   result = {}
   for name in names:
-    shape, axes = described[name]
-    spec = [rules[axis] for axis in axes]
-    for size, axis, over in zip(shape, axes, spec, strict=True):
+    spec = [rules[axis] for axis in axes[name]]
+    for size, axis, over in zip(
+      shapes[name].shape, axes[name], spec, strict=True
+    ):
       _check_divides(name, size, axis, math.prod(mesh.shape[a] for a in over))
     result[name] = NamedSharding(mesh, PartitionSpec(*spec))
   return result
@@ -274,7 +247,7 @@ def state_shardings(
   everywhere = NamedSharding(mesh, PartitionSpec())
   if mesh.size == 1:
     return jax.tree.map(lambda _: everywhere, state)
-  described = _describe(model)
+  described = t5.param_shapes(model)
   shardings = param_shardings(described, model, config)
 
   def choose(

@@ -6,10 +6,14 @@ The prompt sits where google-research/prompt-tuning puts it, at
 `t5x.models.EncoderDecoderModel`, whose argument names its methods take.
 """
 
+from collections.abc import Mapping
+import dataclasses
 import functools
+from typing import Any
 
 from flax import linen as nn
 from flax import traverse_util
+from flax.linen import partitioning
 import jax
 from jax.interpreters import partial_eval
 import jax.numpy as jnp
@@ -18,7 +22,13 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from prompt_tuning import flash_attention, layers, prompts, stacks
 from prompt_tuning.t5_config import T5Config
 
-__all__ = ["T5Config", "Transformer", "init_params", "param_shapes"]
+__all__ = [
+  "T5Config",
+  "Transformer",
+  "init_params",
+  "param_axes",
+  "param_shapes",
+]
 
 
 class Transformer(nn.Module):
@@ -260,11 +270,14 @@ def _same_segment(
   return (queries[:, :, None] == keys[:, None, :])[:, None]
 
 
-def _init(model: Transformer, rng: Key[Array, ""]) -> dict[str, Array]:
-  """Draws all parameters, by path."""
+def _init(model: Transformer, rng: Key[Array, ""]) -> Mapping[str, Any]:
+  """Draws all variables of a network."""
   tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-  variables = model.lazy_init(rng, tokens, tokens, tokens, enable_dropout=False)
-  return traverse_util.flatten_dict(variables["params"], sep="/")
+  return model.lazy_init(rng, tokens, tokens, tokens, enable_dropout=False)
+
+
+def _by_path(tree: Mapping[str, Any]) -> dict[str, Any]:
+  return traverse_util.flatten_dict(tree, sep="/")
 
 
 def init_params(model: Transformer, *, seed: int) -> dict[str, Array]:
@@ -275,7 +288,7 @@ def init_params(model: Transformer, *, seed: int) -> dict[str, Array]:
   """
   rng = jax.random.key(seed)
   traced, described = jax.make_jaxpr(
-    functools.partial(_init, model), return_shape=True
+    lambda rng: _by_path(_init(model, rng)["params"]), return_shape=True
   )(rng)
   is_used = [True] * len(traced.out_avals)
   jaxpr, _ = partial_eval.dce_jaxpr(traced.jaxpr, is_used, instantiate=True)
@@ -285,9 +298,38 @@ def init_params(model: Transformer, *, seed: int) -> dict[str, Array]:
 
 def param_shapes(model: Transformer) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns shape and dtype of every parameter, by path."""
-  return dict(_param_shapes(model))
+  return dict(_describe(model)[0])
+
+
+def param_axes(model: Transformer) -> dict[str, tuple[str, ...]]:
+  """Returns the logical names of every parameter's axes, by path."""
+  return dict(_describe(model)[1])
 
 
 @functools.cache
-def _param_shapes(model: Transformer) -> dict[str, jax.ShapeDtypeStruct]:
-  return jax.eval_shape(lambda: _init(model, jax.random.key(0)))
+def _describe(
+  model: Transformer,
+) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, tuple[str, ...]]]:
+  """Returns shapes and axes; a layer of each stack is traced, for all."""
+  config = model.config
+  one = model.clone(
+    config=dataclasses.replace(
+      config, num_encoder_layers=1, num_decoder_layers=1
+    )
+  )
+  variables = jax.eval_shape(lambda: _init(one, jax.random.key(0)))
+  num_layers = {
+    "encoder": config.num_encoder_layers,
+    "decoder": config.num_decoder_layers,
+  }
+  shapes: dict[str, jax.ShapeDtypeStruct] = {}
+  axes: dict[str, tuple[str, ...]] = {}
+  names = _by_path(partitioning.get_axis_names(variables["params_axes"]))
+  for name, x in _by_path(variables["params"]).items():
+    stack, is_layer, rest = name.partition("/layers_0/")
+    paths = [name]
+    if is_layer:
+      paths = [f"{stack}/layers_{i}/{rest}" for i in range(num_layers[stack])]
+    shapes |= dict.fromkeys(paths, x)
+    axes |= dict.fromkeys(paths, tuple(names[name]))
+  return shapes, axes

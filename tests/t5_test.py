@@ -168,7 +168,7 @@ def golden_json():
   return lambda name: json.loads((GOLDENS / f"{name}.json").read_text())
 
 
-def test_random_weights_are_those_of_init_and_need_no_products(
+def test_weights_are_shaped_and_drawn_as_by_init_without_products(
   tiny_config, monkeypatch
 ):
   def init_on_zeros(model, rng, *tokens, **kwargs):  # As in Flax 0.12.12.
@@ -195,6 +195,9 @@ def test_random_weights_are_those_of_init_and_need_no_products(
     np.testing.assert_array_equal(drawn[name], value, name)
   assert computed
   assert not computed & {"dot_general", "exp", "gather"}
+  shapes = {n: (x.shape, x.dtype) for n, x in t5.param_shapes(model).items()}
+  assert shapes == {n: (x.shape, x.dtype) for n, x in expected.items()}
+  assert "encoder/layers_1/mlp/wo/kernel" in shapes
 
 
 def test_decoder_is_causal_by_gradient(prompted, tiny_batch):
