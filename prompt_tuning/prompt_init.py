@@ -7,10 +7,12 @@ float32 `[P,D]`. Class labels are the paper's default: see `class_labels`.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
+import numpy as np
 
 from prompt_tuning import prompt_files
 
@@ -51,7 +53,13 @@ def sampled_vocab(
   is longer than the population.
   """
   del encode
-  size = min(population_size, table.shape[0])
+  return _sample(rng, length, table, min(population_size, table.shape[0]))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 3))
+def _sample(
+  rng: Key[Array, ""], length: int, table: Float[Array, "V D"], size: int
+) -> Float[Array, "{length} D"]:
   rows = jax.random.choice(rng, size, (length,), replace=length > size)
   return table[rows].astype(jnp.float32)
 
@@ -78,16 +86,14 @@ def class_labels(
       f"CLASS_LABELS={labels!r} must be a list of texts such as"
       " ['positive', 'negative']"
     )
-  means = []
-  for label in labels:
-    ids = list(encode(label))
+  pieces = [encode(label) for label in labels]
+  for label, ids in zip(labels, pieces, strict=True):
     if not ids:
       raise ValueError(f"CLASS_LABELS: {label!r} has no tokens")
-    means.append(jnp.mean(table[jnp.array(ids)].astype(jnp.float32), axis=0))
   rest = sampled_vocab(
     rng, length, table, encode, population_size=population_size
   )
-  return _begin(rest, jnp.stack(means))
+  return _begin(rest, table, pieces)
 
 
 def text(
@@ -113,13 +119,34 @@ def text(
   rest = sampled_vocab(
     rng, length, table, encode, population_size=population_size
   )
-  return _begin(rest, table[jnp.array(ids)].astype(jnp.float32))
+  return _begin(rest, table, [[x] for x in ids])
 
 
 def _begin(
-  rest: Float[Array, "P D"], rows: Float[Array, "N D"]
+  rest: Float[Array, "P D"],
+  table: Float[Array, "V D"],
+  pieces: Sequence[Sequence[int]],
 ) -> Float[Array, "P D"]:
-  return jnp.concatenate([rows, rest[rows.shape[0] :]])[: rest.shape[0]]
+  """Replaces the first rows, each by the mean of some embeddings."""
+  pieces = pieces[: rest.shape[0]]
+  counts = np.array([len(ids) for ids in pieces])
+  padded = np.zeros((len(pieces), max(counts)), np.int32)
+  for row, ids in zip(padded, pieces, strict=True):
+    row[: len(ids)] = ids
+  return _begin_with_means(rest, table, padded, counts)
+
+
+@jax.jit
+def _begin_with_means(
+  rest: Float[Array, "P D"],
+  table: Float[Array, "V D"],
+  ids: Int[Array, "N K"],
+  counts: Int[Array, " N"],
+) -> Float[Array, "P D"]:
+  is_used = jnp.arange(ids.shape[1])[None] < counts[:, None]
+  rows = jnp.where(is_used[..., None], table[ids].astype(jnp.float32), 0.0)
+  means = jnp.sum(rows, axis=1) / counts[:, None]
+  return jnp.concatenate([means, rest[len(ids) :]])
 
 
 def from_file(
