@@ -8,12 +8,13 @@ Trains a prompt on the rows of a tokenised cache, T5 1.1 with random weights,
 batch by batch as `batching.train_batches` makes them: all of the length that
 the cache was written for, and cut to one of `--buckets` lengths chosen from the
 data (`loop.LoopConfig.num_buckets`). Batches are made while they are trained
-on, as in a run, and programs are compiled before. Buckets sort the rows of 64
-batches together, so that is how many are taken.
+on, as in a run, and programs are compiled before, all at once. Buckets sort the
+rows of 64 batches together, so that is how many are taken.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent import futures
 import pathlib
 import time
 
@@ -56,6 +57,22 @@ def examples_per_s(
   return num_rows / (time.perf_counter() - started), state
 
 
+def compile_all(
+  step_fn: jax.stages.Wrapped,
+  state: trainer.TrainState,
+  frozen: trainer.Params,
+  batches: Sequence[batching.Batch],
+) -> None:
+  """Compiles a step for batches of several shapes, as a run does."""
+  key = jax.random.key(0)
+  with futures.ThreadPoolExecutor(len(batches)) as pool:
+    list(
+      pool.map(
+        lambda x: step_fn.lower(state, frozen, x, key).compile(), batches
+      )
+    )
+
+
 def main() -> None:
   """Prints a line for padded batches, one for buckets, and their ratio."""
   parser = argparse.ArgumentParser(description=__doc__)
@@ -77,11 +94,15 @@ def main() -> None:
     stream = lambda own=own: task_data.train_batches(
       own, batch_size=args.batch_size, seed=0, start_step=0
     )
-    seen = set()
-    for batch, _ in zip(stream(), range(num_steps), strict=False):
-      if (shape := batch["encoder_input_tokens"].shape) not in seen:
-        seen.add(shape)
-        state, _ = step_fn(state, frozen, batch, jax.random.key(0))
+    seen = {
+      batch["encoder_input_tokens"].shape[1]: batch
+      for batch, _ in zip(stream(), range(num_steps), strict=False)
+    }
+    started = time.perf_counter()
+    compile_all(step_fn, state, frozen, list(seen.values()))
+    seconds = time.perf_counter() - started
+    for batch in seen.values():  # Finds its program.
+      state, _ = step_fn(state, frozen, batch, jax.random.key(0))
     speed, state = examples_per_s(step_fn, state, frozen, stream(), num_steps)
     speeds.append(speed)
     padding = batching.padding_share(
@@ -91,10 +112,9 @@ def main() -> None:
       seed=0,
       buckets=own.buckets,
     )
-    lengths = sorted(length for _, length in seen)
     print(
       f"{speed:8.2f} examples/s, {padding:.1%} of inputs padding, lengths"
-      f" {lengths}",
+      f" {sorted(seen)}, compiled in {seconds:.1f} s",
       flush=True,
     )
   print(f"buckets / padded {speeds[1] / speeds[0]:.2f}")

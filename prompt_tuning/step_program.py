@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiled step of a run, and the batches that it takes.
 
-`compiling` compiles it while the base is read and the prompts are drawn: all
-that it needs to know are shapes.
+`compiling` compiles it while the base is read and the prompts are drawn, for
+all lengths of inputs at once: all that it needs to know are shapes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -102,39 +102,59 @@ def make_step(
   return functools.partial(jit(step_of_all), rngs=jnp.stack(rngs))
 
 
+def batch_of_each_shape(
+  data: Sequence[task_data.TaskData],
+  all_trials: Sequence[trials.Trial],
+  config: loop.LoopConfig,
+) -> list[dict[str, partitioning.Rows | jax.ShapeDtypeStruct]]:
+  """Returns, or describes, a batch of each length of inputs that a run has."""
+  batch = dict(next(batches(data, all_trials, config, 0)))
+  name = "encoder_input_tokens"
+  inputs = batch[name]
+  assert isinstance(inputs, jax.Array)  # It has been placed.
+  cut = lambda length: jax.ShapeDtypeStruct(
+    (len(inputs), length), inputs.dtype, sharding=inputs.sharding
+  )
+  # Where there are buckets there is one trial.
+  return [batch | {name: cut(x)} for x in data[0].buckets] or [{**batch}]
+
+
 @contextlib.contextmanager
 def compiling(
   step_fn: functools.partial,
   state: trials.State,
   frozen: Mapping[str, jax.ShapeDtypeStruct],
-  batch: partitioning.Batch,
-) -> Iterator[Callable[[], None]]:
-  """Compiles a step, from `make_step`, in a thread of its own.
+  shapes: Sequence[Mapping[str, partitioning.Rows | jax.ShapeDtypeStruct]],
+) -> Iterator[Callable[[], object]]:
+  """Compiles a step, from `make_step`, in threads of its own.
 
   With the rules of `partitioning.gathered_parameters`, as it has to be called.
 
-  The first call of `step_fn` then finds the program, if the thread was waited
-  for and the arrays are what was said; otherwise it compiles as ever.
+  A call of `step_fn` then finds its program, if the threads were waited for
+  and the arrays are what was said; otherwise it compiles as ever.
 
   Args:
     step_fn: the step.
     state: shapes, dtypes and places of what it will be called with.
     frozen: the same of the frozen parameters.
-    batch: a batch like those that follow.
+    shapes: from `batch_of_each_shape`.
 
   Yields:
-    What waits for it, and raises what the thread has raised. A block that fails
+    What waits for them, and raises what a thread has raised. A block that fails
     does not wait, but the interpreter does: a compiler cannot be interrupted.
   """
   mesh = jax.sharding.get_mesh()  # Which no other thread sees.
   jitted: Any = step_fn.func
 
-  def compile_step() -> None:
+  def compile_step(
+    batch: Mapping[str, partitioning.Rows | jax.ShapeDtypeStruct],
+  ) -> None:
     with jax.set_mesh(mesh), partitioning.gathered_parameters():
       jitted.lower(state, frozen, batch, **step_fn.keywords).compile()
 
-  pool = futures.ThreadPoolExecutor(1, "compile")
+  pool = futures.ThreadPoolExecutor(len(shapes), "compile")
+  compiled = pool.map(compile_step, shapes)
   try:
-    yield pool.submit(compile_step).result
+    yield lambda: list(compiled)
   finally:
-    pool.shutdown(wait=False)
+    pool.shutdown(wait=False, cancel_futures=True)

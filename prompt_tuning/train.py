@@ -113,7 +113,7 @@ def train(
         step_fn,
         partitioning.at(like, shardings),
         _laid_out(frozen_like, like, config),
-        next(step_program.batches(data, all_trials, config, 0)),
+        step_program.batch_of_each_shape(data, all_trials, config),
       )
     )
     state, frozen = start.load_states(
