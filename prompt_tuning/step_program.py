@@ -111,9 +111,9 @@ def batch_of_each_shape(
   batch = dict(next(batches(data, all_trials, config, 0)))
   name = "encoder_input_tokens"
   inputs = batch[name]
-  assert isinstance(inputs, jax.Array)  # It has been placed.
+  place = inputs.sharding if isinstance(inputs, jax.Array) else None
   cut = lambda length: jax.ShapeDtypeStruct(
-    (len(inputs), length), inputs.dtype, sharding=inputs.sharding
+    (len(inputs), length), inputs.dtype, sharding=place
   )
   # Where there are buckets there is one trial.
   return [batch | {name: cut(x)} for x in data[0].buckets] or [{**batch}]

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 import gin
-from prompt_tuning import configuration, train
+from prompt_tuning import configuration, partitioning, train
 
 TINY = (
   "TRAIN_STEPS = 2",
@@ -15,6 +15,7 @@ TINY = (
   "loop.LoopConfig.eval_at_start = False",
   "loop.LoopConfig.num_microbatches = 1",
 )
+TWO_LENGTHS = ("loop.LoopConfig.num_buckets = 2", "TRAIN_STEPS = 8")
 
 
 @pytest.fixture
@@ -23,6 +24,24 @@ def log_compiles():
   jax.config.update("jax_log_compiles", True)
   yield
   jax.config.update("jax_log_compiles", False)
+
+
+def train_and_find_compiled(tmp_path, caplog, bindings):
+  """Trains; returns how many steps were compiled, all of them ahead."""
+  folder = f"MODEL_DIR = '{tmp_path}'"
+  flags = configuration.Flags(
+    ("tests/tiny_run.gin",), (*TINY, folder, *bindings), ()
+  )
+  configuration.load(flags)
+  with caplog.at_level(logging.WARNING):
+    gin.get_configurable(train.train)()
+  compiled = [
+    (record.threadName, record.getMessage())
+    for record in caplog.records
+    if "Finished XLA compilation of jit(train_step)" in record.getMessage()
+  ]
+  assert all(thread.startswith("compile") for thread, _ in compiled), compiled
+  return len(compiled)
 
 
 @pytest.mark.slow
@@ -41,27 +60,26 @@ def log_compiles():
       ),
       1,
     ),
-    (("loop.LoopConfig.num_buckets = 2", "TRAIN_STEPS = 8"), 2),
+    (TWO_LENGTHS, 2),
   ],
 )
 def test_the_program_compiled_ahead_is_the_one_that_runs(
   tmp_path, caplog, bindings, num_programs
 ):
   """A step that found other arrays than were described would compile anew."""
-  folder = f"MODEL_DIR = '{tmp_path}'"
-  flags = configuration.Flags(
-    ("tests/tiny_run.gin",), (*TINY, folder, *bindings), ()
+  assert train_and_find_compiled(tmp_path, caplog, bindings) == num_programs
+
+
+@pytest.mark.usefixtures("log_compiles")
+def test_on_one_device_too(tmp_path, caplog, monkeypatch):
+  """Where batches stay on the host until the step is called."""
+  make_mesh = partitioning.make_mesh
+  monkeypatch.setattr(
+    partitioning,
+    "make_mesh",
+    lambda config: make_mesh(config, jax.devices()[:1]),
   )
-  configuration.load(flags)
-  with caplog.at_level(logging.WARNING):
-    gin.get_configurable(train.train)()
-  compiled = [
-    (record.threadName, record.getMessage())
-    for record in caplog.records
-    if "Finished XLA compilation of jit(train_step)" in record.getMessage()
-  ]
-  assert len(compiled) == num_programs, compiled
-  assert all(thread.startswith("compile") for thread, _ in compiled)
+  assert train_and_find_compiled(tmp_path, caplog, TWO_LENGTHS) == 2
 
 
 def test_what_fails_while_it_is_traced_is_one_sentence(tmp_path):
