@@ -23,9 +23,10 @@ from typing import NamedTuple
 import gpu_step
 import jax
 from jax.experimental import topologies
-import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
 import several_gpus
+import steps
 
 from prompt_tuning import collectives, partitioning
 
@@ -128,17 +129,17 @@ def compile_step(args: argparse.Namespace) -> jax.stages.Compiled:
     stack.enter_context(jax.set_mesh(mesh))
     stack.enter_context(partitioning.gathered_parameters())
     run = several_gpus.start(args, args.size, config, num_trials, drawn=False)
-    first = () if num_trials == 1 else (num_trials,)
-    place = NamedSharding(mesh, PartitionSpec("data"))
-    tokens = lambda n: jax.ShapeDtypeStruct(
-      (*first, num_rows, n), jnp.int32, sharding=place
+    batch = steps.random_batch(
+      np.random.default_rng(0),
+      run.model.config.vocab_size,
+      num_rows=num_rows,
+      num_inputs=args.inputs,
+      num_targets=args.targets,
     )
-    batch = {
-      "encoder_input_tokens": tokens(args.inputs),
-      "decoder_input_tokens": tokens(args.targets),
-      "decoder_target_tokens": tokens(args.targets),
-      "decoder_loss_weights": tokens(args.targets),
-    }
+    if num_trials > 1:
+      batch = {name: np.stack([x] * num_trials) for name, x in batch.items()}
+    place = NamedSharding(mesh, PartitionSpec("data"))
+    batch = steps.describe(batch, place)
     traced = run.step_fn.trace(run.state, run.frozen, batch, run.rng)
     return traced.lower(lowering_platforms=("cuda",)).compile()
 

@@ -18,7 +18,6 @@ Each size is a process of its own, so that the peak of memory is its own.
 
 import argparse
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -33,10 +32,10 @@ import jax.numpy as jnp
 import numpy as np
 import peer_step
 import sizes
+import steps
 
 from prompt_tuning import (
   layer_stacking,
-  losses,
   optim,
   prompts,
   quantization,
@@ -96,33 +95,21 @@ def start(
   frozen = quantization.quantize(frozen, args.quantization)
   if args.stack_layers:
     frozen = layer_stacking.stack(frozen)
-  step_fn = jax.jit(
-    functools.partial(
-      trainer.train_step,
-      model=model,
-      optimizer=optimizer,
-      loss=losses.LossConfig(),
-    ),
-    donate_argnums=0,
-    compiler_options=trainer.compiler_options(model.config),
-  )
   state = trainer.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
-  return state, frozen, step_fn
+  return state, frozen, steps.jit(steps.step(model, optimizer), model)
 
 
 def measure(size: str, args: argparse.Namespace) -> dict[str, float]:
   """Measures a size in this process; BENCHMARK_START says when it began."""
   model = network(args, size)
   state, frozen, step_fn = start(model, args)
-  rng = np.random.default_rng(0)
-  top = model.config.vocab_size
-  tokens = lambda n: rng.integers(2, top, (args.batch_size, n), np.int32)
-  batch = {
-    "encoder_input_tokens": tokens(args.inputs),
-    "decoder_input_tokens": tokens(args.targets),
-    "decoder_target_tokens": tokens(args.targets),
-    "decoder_loss_weights": np.ones((args.batch_size, args.targets), np.int32),
-  }
+  batch = steps.random_batch(
+    np.random.default_rng(0),
+    model.config.vocab_size,
+    num_rows=args.batch_size,
+    num_inputs=args.inputs,
+    num_targets=args.targets,
+  )
   key = jax.random.key(0)
   started = time.perf_counter()
   compiled = step_fn.lower(state, frozen, batch, key).compile()

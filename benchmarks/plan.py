@@ -12,7 +12,6 @@ own. --stack_layers and --remat are LoopConfig.stack_layers and REMAT.
 """
 
 import argparse
-import functools
 import os
 import time
 from typing import NamedTuple
@@ -180,11 +179,12 @@ def compile_plan(pod: Pod, sizes: Sizes, args: argparse.Namespace) -> None:
   from jax.experimental import topologies
   import jax.numpy as jnp
   from jax.sharding import NamedSharding, PartitionSpec
+  import numpy as np
+  import steps
 
   from prompt_tuning import (
     collectives,
     layer_stacking,
-    losses,
     optim,
     partitioning,
     prompts,
@@ -233,28 +233,21 @@ def compile_plan(pod: Pod, sizes: Sizes, args: argparse.Namespace) -> None:
     frozen = partitioning.placed(frozen, model, config)
     if args.stack_layers:
       frozen = layer_stacking.stack(frozen)
-    tokens = lambda n: jax.ShapeDtypeStruct(
-      (ROWS, n), jnp.int32, sharding=by_row
+    rows = steps.random_batch(
+      np.random.default_rng(0),
+      sizes.vocab_size,
+      num_rows=ROWS,
+      num_inputs=INPUTS,
+      num_targets=TARGETS,
     )
-    batch = {
-      "encoder_input_tokens": tokens(INPUTS),
-      "decoder_input_tokens": tokens(TARGETS),
-      "decoder_target_tokens": tokens(TARGETS),
-      "decoder_loss_weights": tokens(TARGETS),
-    }
-    step_fn = functools.partial(
-      trainer.train_step,
-      model=model,
-      optimizer=optimizer,
-      loss=losses.LossConfig(),
-      num_microbatches=pod.num_microbatches,
+    batch = steps.describe(rows, by_row)
+    step_fn = steps.step(
+      model, optimizer, num_microbatches=pod.num_microbatches
     )
     rng = jax.eval_shape(lambda: jax.random.key(0))
     started = time.monotonic()
     with partitioning.gathered_parameters():
-      jitted = jax.jit(
-        step_fn, donate_argnums=0, out_shardings=(placed, everywhere)
-      )
+      jitted = steps.jit(step_fn, model, out_shardings=(placed, everywhere))
       program = jitted.lower(state, frozen, batch, rng).compile()
   memory = program.memory_analysis()
   found = collectives.count(program.as_text())

@@ -43,12 +43,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import optax
 import sizes
+import steps
 
 from prompt_tuning import (
   collectives,
   divided_trials,
   layer_stacking,
-  losses,
   optim,
   partitioning,
   prompt_files,
@@ -113,12 +113,7 @@ def start(
 
   begin = functools.partial(_begin, optimizer, num_trials)
   state, rng = begin(trainable) if drawn else jax.eval_shape(begin, trainable)
-  step_fn = functools.partial(
-    trainer.train_step,
-    model=model,
-    optimizer=optimizer,
-    loss=losses.LossConfig(),
-  )
+  step_fn = steps.step(model, optimizer)
   if num_trials == 1:
     placed = partitioning.state_shardings(state, model, config)
   else:
@@ -131,12 +126,7 @@ def start(
     (partitioning.place if drawn else partitioning.at)(state, placed),
     frozen,
     rng,
-    jax.jit(
-      step_fn,
-      donate_argnums=0,
-      compiler_options=trainer.compiler_options(model.config),
-      out_shardings=(placed, of_metrics),
-    ),
+    steps.jit(step_fn, model, out_shardings=(placed, of_metrics)),
     num_trials,
   )
 
@@ -146,17 +136,13 @@ def batches(
 ) -> Iterator[partitioning.Batch]:
   """Yields batches without end, of all trials the same."""
   for step in itertools.count():
-    rng = np.random.default_rng([step, num_rows])
-    top = run.model.config.vocab_size
-    tokens = lambda n, draw=rng.integers, top=top: draw(
-      2, top, (num_rows, n), np.int32
+    batch = steps.random_batch(
+      np.random.default_rng([step, num_rows]),
+      run.model.config.vocab_size,
+      num_rows=num_rows,
+      num_inputs=args.inputs,
+      num_targets=args.targets,
     )
-    batch = {
-      "encoder_input_tokens": tokens(args.inputs),
-      "decoder_input_tokens": tokens(args.targets),
-      "decoder_target_tokens": tokens(args.targets),
-      "decoder_loss_weights": np.ones((num_rows, args.targets), np.int32),
-    }
     if run.num_trials > 1:
       batch = {k: np.stack([x] * run.num_trials) for k, x in batch.items()}
     yield partitioning.place_batch(batch)

@@ -28,13 +28,12 @@ FIGURES = {
 
 def measure(num_steps: int) -> dict[str, float]:
   """Trains in this process; BENCHMARK_START says when it began."""
-  import functools
-
   import jax
   import jax.numpy as jnp
   import numpy as np
+  import steps
 
-  from prompt_tuning import losses, optim, prompts, t5, trainer
+  from prompt_tuning import optim, prompts, t5, trainer
 
   model = t5.Transformer(t5.T5Config(), prompts.PromptConfig(length=20))
   params = t5.init_params(model, seed=0)
@@ -43,26 +42,14 @@ def measure(num_steps: int) -> dict[str, float]:
   trainable, frozen = optim.split(params, partition.labels(params))
   del params
   state = trainer.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
-  step_fn = jax.jit(
-    functools.partial(
-      trainer.train_step,
-      model=model,
-      optimizer=optimizer,
-      loss=losses.LossConfig(),
-    ),
-    donate_argnums=0,
-  )
+  step_fn = steps.jit(steps.step(model, optimizer), model)
   rng = np.random.default_rng(0)
-  tokens = lambda length: rng.integers(2, 32000, (4, length), dtype=np.int32)
   seconds = []
   for step in range(num_steps + 1):
     started = time.time()
-    batch = {
-      "encoder_input_tokens": tokens(64),
-      "decoder_input_tokens": tokens(8),
-      "decoder_target_tokens": tokens(8),
-      "decoder_loss_weights": np.ones((4, 8), np.int32),
-    }
+    batch = steps.random_batch(
+      rng, 32000, num_rows=4, num_inputs=64, num_targets=8
+    )
     state, metrics = step_fn(state, frozen, batch, jax.random.key(0))
     jax.block_until_ready(metrics)
     if step == 0:
