@@ -32,7 +32,8 @@ class MetricsLog(NamedTuple):
 def open_log(model_dir: str, step: int) -> Iterator[MetricsLog]:
   """Opens the log of a run that continues at `step`.
 
-  Lines of later steps, written before a crash, are dropped.
+  Lines of later steps, written before a crash, are dropped. TensorBoard's file
+  is written every five seconds; a process that is killed loses what it has not.
   """
   path = epath.Path(model_dir) / "metrics.jsonl"
   kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]

@@ -140,7 +140,7 @@ def _begin(
 def _begin_with_means(
   rest: Float[Array, "P D"],
   table: Float[Array, "V D"],
-  ids: Int[Array, "N K"],
+  ids: Int[Array, "N M"],
   counts: Int[Array, " N"],
 ) -> Float[Array, "P D"]:
   is_used = jnp.arange(ids.shape[1])[None] < counts[:, None]

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 import contextlib
 import functools
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
+import numpy as np
 import optax
 
 from prompt_tuning import (
@@ -106,17 +108,20 @@ def batch_of_each_shape(
   data: Sequence[task_data.TaskData],
   all_trials: Sequence[trials.Trial],
   config: loop.LoopConfig,
-) -> list[dict[str, partitioning.Rows | jax.ShapeDtypeStruct]]:
-  """Returns, or describes, a batch of each length of inputs that a run has."""
-  batch = dict(next(batches(data, all_trials, config, 0)))
+) -> list[partitioning.Batch]:
+  """Returns the first batch, and for other lengths what it would be like.
+
+  Inputs have several lengths only where there is one trial.
+  """
+  batch = next(batches(data, all_trials, config, 0))
   name = "encoder_input_tokens"
-  inputs = batch[name]
-  place = inputs.sharding if isinstance(inputs, jax.Array) else None
-  cut = lambda length: jax.ShapeDtypeStruct(
-    (len(inputs), length), inputs.dtype, sharding=place
-  )
-  # Where there are buckets there is one trial.
-  return [batch | {name: cut(x)} for x in data[0].buckets] or [{**batch}]
+  first = batch[name]
+  cut = lambda length: np.broadcast_to(np.int32(0), (len(first), length))
+  others = [x for x in task_data.train_buckets(data[0]) if x != first.shape[-1]]
+  return [
+    batch,
+    *[{**batch, name: partitioning.place_rows(cut(x))} for x in others],
+  ]
 
 
 @contextlib.contextmanager
@@ -124,8 +129,8 @@ def compiling(
   step_fn: functools.partial,
   state: trials.State,
   frozen: Mapping[str, jax.ShapeDtypeStruct],
-  shapes: Sequence[Mapping[str, partitioning.Rows | jax.ShapeDtypeStruct]],
-) -> Iterator[Callable[[], object]]:
+  examples: Sequence[partitioning.Batch],
+) -> Iterator[Callable[[], None]]:
   """Compiles a step, from `make_step`, in threads of its own.
 
   With the rules of `partitioning.gathered_parameters`, as it has to be called.
@@ -137,7 +142,7 @@ def compiling(
     step_fn: the step.
     state: shapes, dtypes and places of what it will be called with.
     frozen: the same of the frozen parameters.
-    shapes: from `batch_of_each_shape`.
+    examples: a batch of each shape, from `batch_of_each_shape`.
 
   Yields:
     What waits for them, and raises what a thread has raised. A block that fails
@@ -146,15 +151,19 @@ def compiling(
   mesh = jax.sharding.get_mesh()  # Which no other thread sees.
   jitted: Any = step_fn.func
 
-  def compile_step(
-    batch: Mapping[str, partitioning.Rows | jax.ShapeDtypeStruct],
-  ) -> None:
+  def compile_step(batch: partitioning.Batch) -> None:
     with jax.set_mesh(mesh), partitioning.gathered_parameters():
       jitted.lower(state, frozen, batch, **step_fn.keywords).compile()
 
-  pool = futures.ThreadPoolExecutor(len(shapes), "compile")
-  compiled = pool.map(compile_step, shapes)
+  num_threads = min(len(examples), os.cpu_count() or 1)
+  pool = futures.ThreadPoolExecutor(num_threads, "compile")
+  running = [pool.submit(compile_step, batch) for batch in examples]
+
+  def wait() -> None:
+    for program in futures.as_completed(running):
+      program.result()
+
   try:
-    yield lambda: list(compiled)
+    yield wait
   finally:
     pool.shutdown(wait=False, cancel_futures=True)

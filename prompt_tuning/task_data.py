@@ -106,6 +106,15 @@ def train_batches(
   )
 
 
+def train_buckets(data: TaskData) -> list[int]:
+  """Returns the lengths that batches of training can be cut to, if any."""
+  if not data.buckets:
+    return []
+  lengths = np.concatenate([x.inputs.lengths for x, _ in data.train_sources])
+  longest = np.unique(lengths).tolist()
+  return sorted({buckets.fit(data.buckets, n) for n in longest})
+
+
 def with_buckets(data: TaskData, num_buckets: int) -> TaskData:
   """Chooses the buckets from all rows that are trained on or evaluated.
 

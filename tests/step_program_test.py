@@ -15,7 +15,8 @@ TINY = (
   "loop.LoopConfig.eval_at_start = False",
   "loop.LoopConfig.num_microbatches = 1",
 )
-TWO_LENGTHS = ("loop.LoopConfig.num_buckets = 2", "TRAIN_STEPS = 8")
+# The tenth batch is the first with longer rows.
+TWO_LENGTHS = ("loop.LoopConfig.num_buckets = 2", "TRAIN_STEPS = 10")
 
 
 @pytest.fixture
@@ -62,6 +63,7 @@ def train_and_find_compiled(tmp_path, caplog, bindings):
     ),
     (TWO_LENGTHS, 2),
   ],
+  ids=["one", "seeds", "seeds_float8", "sharded_float8_loop", "two_lengths"],
 )
 def test_the_program_compiled_ahead_is_the_one_that_runs(
   tmp_path, caplog, bindings, num_programs
