@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning import prompt_files
+from prompt_tuning import prompt_files, prompts
 from prompt_tuning.pretrained import conversion, leaves, open_checkpoint
 from prompt_tuning.pretrained.leaves import Leaf
 
@@ -103,6 +103,8 @@ def convert_prompt(prompt: str, output: str) -> None:
   """Writes a prompt as numpy array, safetensors, or PEFT adapter (`name/`)."""
   found = prompt_files.load(prompt)
   if output.endswith("/"):
+    # Where PEFT puts it.
+    prompt_files.check_place(found, prompt, place=prompts.PromptConfig().place)
     base = found.metadata.get("base_model")
     prompt_files.save_peft(output, found.prompt, base_model=base)
   else:

@@ -111,7 +111,7 @@ def evaluate(
   files = [prompt_files.load(path) for path in paths]
   model = _with_prompt(model, files)
   with partitioning.use(config.mesh):
-    _check_prompts(files, paths, config.batch_size)
+    _check_prompts(files, paths, model, config.batch_size)
     checkpoint = _find_checkpoint(checkpoint_path)
     target = start.base_target(model, config.mesh)
     if checkpoint is not None:
@@ -166,10 +166,13 @@ def _check_data(data: task_data.TaskData, model: t5.Transformer) -> None:
 def _check_prompts(
   files: Sequence[prompt_files.PromptFile],
   paths: Sequence[str],
+  model: t5.Transformer,
   batch_size: int,
 ) -> None:
-  """Refuses prompts that cannot be rows of one batch."""
+  """Refuses prompts of other places, or that cannot be rows of one batch."""
   for found, path in zip(files, paths, strict=True):
+    assert model.prompt is not None  # There are prompts.
+    prompt_files.check_place(found, path, place=model.prompt.place)
     length, first = found.prompt.shape[0], files[0].prompt.shape[0]
     if length != first:
       raise ValueError(

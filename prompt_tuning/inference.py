@@ -126,7 +126,10 @@ def load(
     pretrained.load(path, target).params, network.config.quantization
   )
   table = params["token_embedder/embedding"]
-  bank = prompt_bank.empty(partitioning.gather(table), capacity=capacity)
+  place = (network.prompt or prompts_lib.PromptConfig()).place
+  bank = prompt_bank.empty(
+    partitioning.gather(table), place=place, capacity=capacity
+  )
   for name, file in prompts.items():
     prompt_bank.load(bank, name, file)
   return Model(network, params, bank, vocabulary)

@@ -121,10 +121,13 @@ def write_scores(
     assert own is not None
     metrics_log.write(out.log, int(state.step), "eval", scores)
     if "score" in scores and checkpoints.is_best(out.best, scores["score"]):
+      run = out.metadata["run"]
       described = {
-        "task": out.metadata["run"]["MIXTURE_OR_TASK_NAME"],
+        "task": run["MIXTURE_OR_TASK_NAME"],
         "score": repr(scores["score"]),
       }
+      if "place" in run:
+        described["place"] = run["place"]
       # Before the checkpoint, with which a restart takes it for written.
       _write_prompt(f"{out.folder}/best", own, frozen, described)
       checkpoints.save_best(out.best, own, scores["score"], out.metadata)

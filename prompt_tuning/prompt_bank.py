@@ -13,7 +13,7 @@ from typing import NamedTuple
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from prompt_tuning import prompt_files
+from prompt_tuning import prompt_files, prompts
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,12 +23,14 @@ class PromptBank:
   Attributes:
     base_id: `prompt_files.base_id` of the base.
     width: model width of the base, D.
+    place: where prompts are put; see `prompts.PromptConfig.place`.
     capacity: how many prompts to hold at most; None for any number.
     files: the prompts by name, the one whose use is longest ago first.
   """
 
   base_id: str
   width: int
+  place: str
   capacity: int | None = None
   files: OrderedDict[str, prompt_files.PromptFile] = dataclasses.field(
     default_factory=OrderedDict
@@ -66,7 +68,10 @@ class Gathered(NamedTuple):
 
 
 def empty(
-  table: Float[Array, "V D"], *, capacity: int | None = None
+  table: Float[Array, "V D"],
+  *,
+  place: str = prompts.PromptConfig().place,
+  capacity: int | None = None,
 ) -> PromptBank:
   """Makes a bank for the base with this embedding table.
 
@@ -78,7 +83,8 @@ def empty(
       f"capacity={capacity} must be 1 or more, or None for any number of"
       " prompts"
     )
-  return PromptBank(prompt_files.base_id(table), table.shape[1], capacity)
+  base_id = prompt_files.base_id(table)
+  return PromptBank(base_id, table.shape[1], place, capacity)
 
 
 def load(bank: PromptBank, name: str, path: str) -> None:
@@ -89,7 +95,7 @@ def load(bank: PromptBank, name: str, path: str) -> None:
 
   Raises:
     ValueError: if there is no such file, it holds no prompt, or that of
-      another width or base.
+      another width, base or place.
   """
   found = prompt_files.load(path)
   width = found.prompt.shape[1]
@@ -104,6 +110,7 @@ def load(bank: PromptBank, name: str, path: str) -> None:
       f"PROMPT_FILE={path!r} was tuned for another base (base_id"
       f" {trained_on}, this one is {bank.base_id}): load that base"
     )
+  prompt_files.check_place(found, path, place=bank.place)
   bank.files[name] = found
   bank.files.move_to_end(name)
   if bank.capacity is not None and len(bank.files) > bank.capacity:

@@ -5,7 +5,7 @@ Formats, recognised from the files:
 
   numpy        the original's array file, with or without the extension .npy
   safetensors  one tensor named by T5X's path, and metadata: of which base,
-               task, step and score
+               task, step and score, and where the prompt was put
   PEFT         a folder with adapter_config.json, adapter_model.safetensors
 
 The MODEL_DIR of a run stands for its best prompt. All may lie in a bucket,
@@ -99,6 +99,20 @@ def check(
     )
 
 
+def check_place(found: PromptFile, path: str, *, place: str) -> None:
+  """Refuses a prompt whose file says that it was trained in another place.
+
+  Raises:
+    ValueError: saying where; see `prompts.PromptConfig.place`.
+  """
+  trained_in = found.metadata.get("place", place)
+  if trained_in != place:
+    raise ValueError(
+      f"PROMPT_FILE={path!r} was tuned as {trained_in!r}, and this model puts"
+      f" it as {place!r}: set PromptConfig.join and .visibility as in training"
+    )
+
+
 def _load_numpy(path: epath.Path) -> Float[np.ndarray, "..."]:
   try:
     prompt = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
@@ -176,7 +190,7 @@ def save(
     path: `.safetensors` for that format; anything else is a numpy array, which
       has no place for metadata.
     prompt: is written as float32.
-    metadata: texts, such as the base's `base_id`, task, step and score.
+    metadata: texts, such as the base's `base_id`, task, step, score and place.
   """
   array = np.asarray(prompt, np.float32)
   if path.endswith(".safetensors"):

@@ -227,6 +227,12 @@ class PromptConfig:
     """Tells whether the prompt attends to itself and all of the input."""
     return set(self.visibility) == set(FULL_VISIBILITY)
 
+  @property
+  def place(self) -> str:
+    """Names join and visibility, which a trained prompt works with alone."""
+    join = getattr(self.join, "__name__", type(self.join).__name__)
+    return join if self.sees_all else f"{join} {' '.join(self.visibility)}"
+
 
 class Prompt(nn.Module):
   """Holds the prompt as a parameter.

@@ -249,6 +249,7 @@ def _identities(
     }
     | ({"learning_rate": own if own[1:] else own[0]} if own else {})
     | ({} if kind == "none" else {"QUANTIZATION": kind})
+    | ({} if model.prompt is None else {"place": model.prompt.place})
     for trial, own_data, own in zip(all_trials, data, rates, strict=True)
   ]
 

@@ -77,6 +77,17 @@ def test_a_prompt_goes_round_through_every_format(tool, tmp_path):
   )
 
 
+def test_peft_is_given_no_prompt_that_it_would_put_elsewhere(
+  tool, tmp_path, capsys
+):
+  path = f"{tmp_path}/behind.safetensors"
+  prompt_files.save(path, np.ones((2, 4)), {"place": "suffix_prompt"})
+  with pytest.raises(SystemExit):
+    tool("prompt", path, f"{tmp_path}/adapter/")
+  assert "was tuned as 'suffix_prompt'" in capsys.readouterr().err
+  assert not (tmp_path / "adapter").exists()
+
+
 @pytest.mark.parametrize(
   ("argv", "message"),
   [

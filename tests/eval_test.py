@@ -70,6 +70,8 @@ def files(tmp_path_factory, params):
     paths[f"prompt_{i}"] = f"{folder}/prompt_{i}.safetensors"
     prompt = jax.random.normal(jax.random.key(i), (4, 8)) * 3
     prompt_files.save(paths[f"prompt_{i}"], prompt, described)
+  paths["behind"] = f"{folder}/behind.safetensors"
+  prompt_files.save(paths["behind"], prompt, {"place": "suffix_prompt"})
   return paths
 
 
@@ -319,6 +321,10 @@ def short(files, tmp_path):
         "config": eval_lib.EvalConfig(seed=1),
       },
       "was tuned for another base",
+    ),
+    (
+      lambda files, short: {"prompt_file": files["behind"]},
+      "tuned as 'suffix_prompt', and this model puts it as 'prefix_prompt'",
     ),
     (
       lambda files, short: {"checkpoint_path": "/nowhere"},

@@ -85,6 +85,19 @@ def test_prompts_of_another_base_or_width_are_refused(paths):
   assert prompt_bank.entries(other) == prompt_bank.entries(wide) == []
 
 
+def test_prompts_of_another_place_are_refused(tmp_path):
+  path = f"{tmp_path}/behind.safetensors"
+  prompt_files.save(path, PROMPTS["a"], {"place": "suffix_prompt"})
+  with pytest.raises(
+    ValueError,
+    match="tuned as 'suffix_prompt', and this model puts it as 'prefix_prompt'",
+  ):
+    prompt_bank.load(prompt_bank.empty(TABLE), "a", path)
+  behind = prompt_bank.empty(TABLE, place="suffix_prompt")
+  prompt_bank.load(behind, "a", path)
+  assert list(behind.files) == ["a"]
+
+
 def test_a_capacity_holds_one_prompt_at_least():
   with pytest.raises(ValueError, match="capacity=0 must be 1 or more"):
     prompt_bank.empty(TABLE, capacity=0)

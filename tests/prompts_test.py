@@ -221,6 +221,16 @@ def test_the_embeddings_of_a_text_as_prompt_equal_that_text(
   np.testing.assert_allclose(logits, expected, atol=2e-5)
 
 
+def test_a_place_is_named_by_join_and_visibility():
+  assert prompts.PromptConfig().place == "prefix_prompt"
+  behind = prompts.PromptConfig(join=prompts.suffix_prompt)
+  assert behind.place == "suffix_prompt"
+  causal = ("prompt->prompt;causal", "prompt->input")
+  assert prompts.PromptConfig(visibility=causal).place == (
+    "prefix_prompt prompt->prompt;causal prompt->input"
+  )
+
+
 def test_no_prompt_equals_the_base_model(
   golden, tiny_config, tiny_params, tiny_batch
 ):

@@ -134,6 +134,7 @@ def test_the_best_prompt_is_kept_by_the_default_metric(run, tmp_path):
   assert found.metadata["step"] == str(best)
   assert float(found.metadata["score"]) == scores[best]
   assert found.metadata["task"] == "demo_sentiment"
+  assert found.metadata["place"] == "prefix_prompt"
   np.testing.assert_array_equal(found.prompt, prompt(tmp_path, best))
 
 
@@ -205,6 +206,8 @@ def test_a_checkpoint_of_other_settings_is_refused(run, copied, monkeypatch):
     run(copied, "TASK_FEATURE_LENGTHS = {'inputs': 16, 'targets': 4}")
   with pytest.raises(ValueError, match="QUANTIZATION=None, now it is 'int8'"):
     run(copied, "QUANTIZATION = 'int8'")
+  with pytest.raises(ValueError, match="place='prefix_prompt', now it is 'suf"):
+    run(copied, "prompts.PromptConfig.join = @prompts.suffix_prompt")
   monkeypatch.setattr(vocabulary.Vocabulary, "sha256", "another")
   with pytest.raises(ValueError, match="VOCABULARY='8e92.*, now it is 'anot"):
     run(copied)
