@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The step of a run: compiled once a shape, while the base is read."""
 
+import functools
 import logging
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import gin
-from prompt_tuning import configuration, partitioning, train
+from prompt_tuning import (
+  configuration,
+  partitioning,
+  step_program,
+  train,
+  trainer,
+)
 
 TINY = (
   "TRAIN_STEPS = 2",
@@ -82,6 +91,24 @@ def test_on_one_device_too(tmp_path, caplog, monkeypatch):
     lambda config: make_mesh(config, jax.devices()[:1]),
   )
   assert train_and_find_compiled(tmp_path, caplog, TWO_LENGTHS) == 2
+
+
+def test_what_one_of_several_threads_raises_is_raised_at_every_wait():
+  def step(state, frozen, batch, *, rng):
+    if len(batch["x"]) == 2:
+      raise ValueError("two rows")
+    return state
+
+  step_fn = functools.partial(jax.jit(step), rng=jax.random.key(0))
+  state = trainer.TrainState(jnp.int32(0), {}, ())
+  batches = [{"x": np.zeros(n)} for n in (1, 2, 3)]
+  with (
+    partitioning.use(partitioning.MeshConfig()),
+    step_program.compiling(step_fn, state, {}, batches) as wait,
+  ):
+    for _ in range(2):
+      with pytest.raises(ValueError, match="two rows"):
+        wait()
 
 
 def test_what_fails_while_it_is_traced_is_one_sentence(tmp_path):
