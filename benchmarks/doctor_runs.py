@@ -49,10 +49,7 @@ SPOILED = {
     "targets']=1 is too short for the label",
   ),
   "span": (
-    [
-      "--gin.INITIAL_CHECKPOINT_PATH='{span_base}'",
-      "--gin.TRAIN_STEPS={last_step}",
-    ],
+    ["--gin.INITIAL_CHECKPOINT_PATH='{span_base}'"],
     "base not LM-adapted",
   ),
 }
@@ -79,13 +76,15 @@ def run(name: str, args: argparse.Namespace) -> str:
   """Trains, and returns what the doctor says first, or why it was refused."""
   folder = args.output / name
   folder.mkdir(parents=True, exist_ok=True)
-  values = {"output": args.output, "span_base": args.span_base}
+  flags = [
+    flag.replace("{output}", str(args.output)).replace(
+      "{span_base}", str(args.span_base)
+    )
+    for flag in SPOILED[name][0]
+  ]
+  last_step = NUM_STEPS
   if name == "span":  # Steps are counted from that of the base.
-    base = pretrained.open_checkpoint(str(args.span_base))
-    values["last_step"] = base.step + NUM_STEPS
-  flags = list(SPOILED[name][0])
-  for key, value in values.items():
-    flags = [flag.replace(f"{{{key}}}", str(value)) for flag in flags]
+    last_step += pretrained.open_checkpoint(str(args.span_base)).step
   with open(folder / "log.txt", "w+", encoding="utf-8") as log:
     training = subprocess.run(
       [
@@ -93,7 +92,7 @@ def run(name: str, args: argparse.Namespace) -> str:
         "--gin_file=gin/runs/demo.gin",
         "--gin.EVAL_MODE='generation'",
         "--gin.SEEDS=0",
-        f"--gin.TRAIN_STEPS={NUM_STEPS}",
+        f"--gin.TRAIN_STEPS={last_step}",
         "--gin.loop.LoopConfig.probe_base=True",
         *flags,
         f"--gin.MODEL_DIR='{folder}/model'",

@@ -24,9 +24,7 @@ import gpu_step
 import jax
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
-import numpy as np
 import several_gpus
-import steps
 
 from prompt_tuning import collectives, partitioning
 
@@ -129,17 +127,9 @@ def compile_step(args: argparse.Namespace) -> jax.stages.Compiled:
     stack.enter_context(jax.set_mesh(mesh))
     stack.enter_context(partitioning.gathered_parameters())
     run = several_gpus.start(args, args.size, config, num_trials, drawn=False)
-    batch = steps.random_batch(
-      np.random.default_rng(0),
-      run.model.config.vocab_size,
-      num_rows=num_rows,
-      num_inputs=args.inputs,
-      num_targets=args.targets,
-    )
-    if num_trials > 1:
-      batch = {name: np.stack([x] * num_trials) for name, x in batch.items()}
+    rows = several_gpus.random_batch(run, args, num_rows, step=0)
     place = NamedSharding(mesh, PartitionSpec("data"))
-    batch = steps.describe(batch, place)
+    batch = partitioning.at(rows, dict.fromkeys(rows, place))
     traced = run.step_fn.trace(run.state, run.frozen, batch, run.rng)
     return traced.lower(lowering_platforms=("cuda",)).compile()
 

@@ -240,7 +240,7 @@ def compile_plan(pod: Pod, sizes: Sizes, args: argparse.Namespace) -> None:
       num_inputs=INPUTS,
       num_targets=TARGETS,
     )
-    batch = steps.describe(rows, by_row)
+    batch = partitioning.at(rows, dict.fromkeys(rows, by_row))
     step_fn = steps.step(
       model, optimizer, num_microbatches=pod.num_microbatches
     )

@@ -13,15 +13,23 @@ rows of 64 batches together, so that is how many are taken.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
-from concurrent import futures
+from collections.abc import Iterator
+import functools
 import pathlib
 import time
 
 import gpu_step
 import jax
 
-from prompt_tuning import batching, cache, cache_manifest, task_data, trainer
+from prompt_tuning import (
+  batching,
+  cache,
+  cache_manifest,
+  partitioning,
+  step_program,
+  task_data,
+  trainer,
+)
 
 WINDOW = 64
 
@@ -50,38 +58,15 @@ def examples_per_s(
   for _ in range(num_steps):
     batch = next(batches)
     num_rows += len(batch["encoder_input_tokens"])
-    state, metrics = step_fn(state, frozen, batch, rng)
+    state, metrics = step_fn(state, frozen, batch, rng=rng)
     waiting.append(metrics)
     jax.block_until_ready(waiting[-2:][0])
   jax.block_until_ready(state)
   return num_rows / (time.perf_counter() - started), state
 
 
-def compile_all(
-  step_fn: jax.stages.Wrapped,
-  state: trainer.TrainState,
-  frozen: trainer.Params,
-  batches: Sequence[batching.Batch],
-) -> None:
-  """Compiles a step for batches of several shapes, as a run does."""
-  key = jax.random.key(0)
-  with futures.ThreadPoolExecutor(len(batches)) as pool:
-    list(
-      pool.map(
-        lambda x: step_fn.lower(state, frozen, x, key).compile(), batches
-      )
-    )
-
-
-def main() -> None:
+def compare(args: argparse.Namespace) -> None:
   """Prints a line for padded batches, one for buckets, and their ratio."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--cache", required=True)
-  parser.add_argument("--size", default="base")
-  parser.add_argument("--buckets", type=int, default=8)
-  parser.add_argument("--padded_steps", type=int, default=16)
-  gpu_step.add_options(parser)
-  args = argparse.Namespace(**vars(parser.parse_args()), trained="prompt")
   data = read_cache(args.cache)
   state, frozen, step_fn = gpu_step.start(
     gpu_step.network(args, args.size), args
@@ -99,10 +84,16 @@ def main() -> None:
       for batch, _ in zip(stream(), range(num_steps), strict=False)
     }
     started = time.perf_counter()
-    compile_all(step_fn, state, frozen, list(seen.values()))
+    with step_program.compiling(
+      functools.partial(step_fn, rng=jax.random.key(0)),
+      state,
+      frozen,
+      list(seen.values()),
+    ) as wait:
+      wait()
     seconds = time.perf_counter() - started
     for batch in seen.values():  # Finds its program.
-      state, _ = step_fn(state, frozen, batch, jax.random.key(0))
+      state, _ = step_fn(state, frozen, batch, rng=jax.random.key(0))
     speed, state = examples_per_s(step_fn, state, frozen, stream(), num_steps)
     speeds.append(speed)
     padding = batching.padding_share(
@@ -118,6 +109,20 @@ def main() -> None:
       flush=True,
     )
   print(f"buckets / padded {speeds[1] / speeds[0]:.2f}")
+
+
+def main() -> None:
+  """Compares, on one device and within what a run computes in."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--cache", required=True)
+  parser.add_argument("--size", default="base")
+  parser.add_argument("--buckets", type=int, default=8)
+  parser.add_argument("--padded_steps", type=int, default=16)
+  gpu_step.add_options(parser)
+  args = argparse.Namespace(**vars(parser.parse_args()), trained="prompt")
+  mesh = partitioning.make_mesh(partitioning.MeshConfig(), jax.devices()[:1])
+  with jax.set_mesh(mesh), partitioning.gathered_parameters():
+    compare(args)
 
 
 if __name__ == "__main__":

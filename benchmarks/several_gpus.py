@@ -131,21 +131,29 @@ def start(
   )
 
 
+def random_batch(
+  run: Run, args: argparse.Namespace, num_rows: int, *, step: int
+) -> dict[str, np.ndarray]:
+  """Draws the rows of a step, for all trials the same."""
+  batch = steps.random_batch(
+    np.random.default_rng([step, num_rows]),
+    run.model.config.vocab_size,
+    num_rows=num_rows,
+    num_inputs=args.inputs,
+    num_targets=args.targets,
+  )
+  if run.num_trials == 1:
+    return batch
+  return {k: np.stack([x] * run.num_trials) for k, x in batch.items()}
+
+
 def batches(
   run: Run, args: argparse.Namespace, num_rows: int
 ) -> Iterator[partitioning.Batch]:
-  """Yields batches without end, of all trials the same."""
+  """Yields batches without end."""
   for step in itertools.count():
-    batch = steps.random_batch(
-      np.random.default_rng([step, num_rows]),
-      run.model.config.vocab_size,
-      num_rows=num_rows,
-      num_inputs=args.inputs,
-      num_targets=args.targets,
-    )
-    if run.num_trials > 1:
-      batch = {k: np.stack([x] * run.num_trials) for k, x in batch.items()}
-    yield partitioning.place_batch(batch)
+    rows = random_batch(run, args, num_rows, step=step)
+    yield partitioning.place_batch(rows)
 
 
 def take_steps(

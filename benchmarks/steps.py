@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training step that benchmarks measure, and the batches that it takes."""
 
-from collections.abc import Mapping
 import functools
 from typing import Any
 
@@ -27,16 +26,6 @@ def random_batch(
     "decoder_input_tokens": tokens(num_targets),
     "decoder_target_tokens": tokens(num_targets),
     "decoder_loss_weights": np.ones((num_rows, num_targets), np.int32),
-  }
-
-
-def describe(
-  batch: Mapping[str, np.ndarray], place: jax.sharding.Sharding
-) -> dict[str, jax.ShapeDtypeStruct]:
-  """Describes a batch as being where it belongs, to compile a step for it."""
-  return {
-    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-    for name, x in batch.items()
   }
 
 
