@@ -17,7 +17,6 @@ import re
 from etils import epath
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-import tensorboardX
 
 import gin
 from prompt_tuning import (
@@ -25,6 +24,7 @@ from prompt_tuning import (
   configuration,
   distributed,
   evaluation_report,
+  event_files,
   partitioning,
   pretrained,
   prompt_files,
@@ -241,7 +241,7 @@ def _write_metrics(
   atomic_files.write(
     folder / "operative_config.gin", gin.operative_config_str()
   )
-  with tensorboardX.SummaryWriter(str(folder / "tensorboard")) as writer:
+  with event_files.SummaryWriter(str(folder / "tensorboard")) as writer:
     for column, scores in columns.items():
       for name, value in scores.items():
         writer.add_scalar(f"{column}/{name}", value, step)

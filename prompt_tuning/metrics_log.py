@@ -11,9 +11,8 @@ import json
 from typing import NamedTuple
 
 from etils import epath
-import tensorboardX
 
-from prompt_tuning import atomic_files
+from prompt_tuning import atomic_files, event_files
 
 
 class MetricsLog(NamedTuple):
@@ -25,7 +24,7 @@ class MetricsLog(NamedTuple):
   """
 
   path: epath.Path
-  writer: tensorboardX.SummaryWriter
+  writer: event_files.SummaryWriter
 
 
 @contextlib.contextmanager
@@ -39,7 +38,7 @@ def open_log(model_dir: str, step: int) -> Iterator[MetricsLog]:
   kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
   atomic_files.write(path, "".join(kept))
   # It knows buckets itself.
-  writer = tensorboardX.SummaryWriter(
+  writer = event_files.SummaryWriter(
     str(epath.Path(model_dir) / "tensorboard"),
     purge_step=step + 1,
     flush_secs=5,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled step of a run, and the batches that it takes.
+"""The compiled step of a run, and the batches and keys that it takes.
 
 `compiling` compiles it while the base is read and the prompts are drawn, for
 all lengths of inputs at once: all that it needs to know are shapes.
@@ -10,12 +10,11 @@ from concurrent import futures
 import contextlib
 import functools
 import os
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, Key, PyTree
 import numpy as np
 import optax
 
@@ -66,15 +65,33 @@ def batches(
   return map(place, trials.stack_batches(streams))
 
 
+def keys(all_trials: Sequence[trials.Trial]) -> Key[Array, "..."]:
+  """Returns the key of a run's only trial, or a key for each of several."""
+  rngs = [jax.random.key(trial.seed) for trial in all_trials]
+  stacked = rngs[0] if len(rngs) == 1 else jnp.stack(rngs)
+  return partitioning.place(stacked, describe_keys(len(rngs)).sharding)
+
+
+def describe_keys(num_trials: int) -> jax.ShapeDtypeStruct:
+  """Describes `keys`, and does not wait for a device as making them does."""
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  shape = () if num_trials == 1 else (num_trials,)
+  # Written out: what has other words for the same place compiles anew.
+  everywhere = PartitionSpec(*[None] * len(shape))
+  sharding = NamedSharding(jax.sharding.get_mesh(), everywhere)
+  return jax.ShapeDtypeStruct(shape, key.dtype, sharding=sharding)
+
+
 def make_step(
   shardings: PyTree[NamedSharding],
   model: t5.Transformer,
   optimizer: optax.GradientTransformation,
   loss: losses.LossConfig,
-  all_trials: Sequence[trials.Trial],
   config: loop.LoopConfig,
-) -> functools.partial:
-  """Returns the step of state, frozen and batch, to be compiled at a call.
+  *,
+  num_trials: int,
+) -> jax.stages.Wrapped:
+  """Returns the step of state, frozen, batch and keys, compiled at a call.
 
   The next state is placed as `shardings` say.
   """
@@ -85,11 +102,13 @@ def make_step(
     loss=loss,
     num_microbatches=config.num_microbatches,
   )
-  rngs = [jax.random.key(trial.seed) for trial in all_trials]
-  is_divided = divided_trials.is_possible(len(rngs), config.mesh)
+  is_divided = divided_trials.is_possible(num_trials, config.mesh)
+  if num_trials > 1:
+    several = divided_trials if is_divided else trials
+    step_fn = functools.partial(several.train_step, step_fn=step_fn)
   metrics = PartitionSpec("data") if is_divided else PartitionSpec()
-  jit = functools.partial(
-    jax.jit,
+  return jax.jit(
+    step_fn,
     donate_argnums=0,
     compiler_options=trainer.compiler_options(model.config),
     out_shardings=(
@@ -97,11 +116,6 @@ def make_step(
       NamedSharding(jax.sharding.get_mesh(), metrics),
     ),
   )
-  if len(rngs) == 1:
-    return functools.partial(jit(step_fn), rng=rngs[0])
-  several = divided_trials if is_divided else trials
-  step_of_all = functools.partial(several.train_step, step_fn=step_fn)
-  return functools.partial(jit(step_of_all), rngs=jnp.stack(rngs))
 
 
 def batch_of_each_shape(
@@ -126,12 +140,13 @@ def batch_of_each_shape(
 
 @contextlib.contextmanager
 def compiling(
-  step_fn: functools.partial,
+  step_fn: jax.stages.Wrapped,
   state: trials.State,
   frozen: Mapping[str, jax.ShapeDtypeStruct],
   examples: Sequence[partitioning.Batch],
+  rng: jax.ShapeDtypeStruct | Key[Array, "..."],
 ) -> Iterator[Callable[[], None]]:
-  """Compiles a step, from `make_step`, in threads of its own.
+  """Traces a step, then compiles it in threads of its own.
 
   With the rules of `partitioning.gathered_parameters`, as it has to be called.
 
@@ -139,31 +154,30 @@ def compiling(
   and the arrays are what was said; otherwise it compiles as ever.
 
   Args:
-    step_fn: the step.
+    step_fn: the step, from `make_step`.
     state: shapes, dtypes and places of what it will be called with.
     frozen: the same of the frozen parameters.
     examples: a batch of each shape, from `batch_of_each_shape`.
+    rng: the keys, or from `describe_keys` what they are like.
 
   Yields:
     What waits for them, and raises what a thread has raised. A block that fails
     does not wait, but the interpreter does: a compiler cannot be interrupted.
   """
-  mesh = jax.sharding.get_mesh()  # Which no other thread sees.
-  jitted: Any = step_fn.func
-
-  def compile_step(batch: partitioning.Batch) -> None:
-    with jax.set_mesh(mesh), partitioning.gathered_parameters():
-      jitted.lower(state, frozen, batch, **step_fn.keywords).compile()
-
   num_threads = min(len(examples), os.cpu_count() or 1)
   pool = futures.ThreadPoolExecutor(num_threads, "compile")
-  running = [pool.submit(compile_step, batch) for batch in examples]
-
-  def wait() -> None:
-    for program in futures.as_completed(running):
-      program.result()
-
+  running = []
   try:
+    # Traced here: two threads that both run Python hold each other up.
+    with partitioning.gathered_parameters():
+      for batch in examples:
+        lowered = step_fn.lower(state, frozen, batch, rng)
+        running.append(pool.submit(lowered.compile))
+
+    def wait() -> None:
+      for program in futures.as_completed(running):
+        program.result()
+
     yield wait
   finally:
     pool.shutdown(wait=False, cancel_futures=True)

@@ -102,8 +102,8 @@ def train(
       model,
       source.optimizer,
       loss,
-      all_trials,
       config,
+      num_trials=len(all_trials),
     )
     last = epath.Path(model_dir) / f"checkpoint_{config.train_steps}"
     wait_for_step = stack.enter_context(
@@ -114,6 +114,7 @@ def train(
         partitioning.at(like, shardings),
         _laid_out(frozen_like, like, config),
         step_program.batch_of_each_shape(data, all_trials, config),
+        step_program.describe_keys(len(all_trials)),
       )
     )
     state, frozen = start.load_states(
@@ -178,6 +179,7 @@ def train(
         outputs.write_probes(outs, base_step, probes)
     if config.eval_at_start and restored is None:
       print(f"step {base_step}: {evaluate_state(state)}", flush=True)
+    rng = step_program.keys(all_trials)
     wait_for_step()
     state = loop.fit(
       state,
@@ -185,7 +187,7 @@ def train(
       step_program.batches(
         data, all_trials, config, int(state.step) - base_step
       ),
-      step_fn=step_fn,
+      step_fn=lambda *args: step_fn(*args, rng),
       hooks=loop.Hooks(evaluate_state, save),
       logs={name: out.log for name, out in outs.by_name.items()},
       config=config,

@@ -116,7 +116,7 @@ class Writer:
   def close(self): pass
 
 folder = "gs://bucket/run"
-metrics_log.tensorboardX.SummaryWriter = lambda *args, **kwargs: Writer()
+metrics_log.event_files.SummaryWriter = lambda *args, **kwargs: Writer()
 with metrics_log.open_log(folder, 0) as log:
   for step in (1, 2, 3):
     metrics_log.write(log, step, "train", {"loss": 0.5})

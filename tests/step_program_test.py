@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The step of a run: compiled once a shape, while the base is read."""
 
-import functools
 import logging
 
 import jax
@@ -82,7 +81,17 @@ def test_the_program_compiled_ahead_is_the_one_that_runs(
 
 
 @pytest.mark.usefixtures("log_compiles")
-def test_on_one_device_too(tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize(
+  ("bindings", "num_programs"),
+  [
+    (TWO_LENGTHS, 2),
+    pytest.param(("SEEDS = (0, 1, 2)",), 1, marks=pytest.mark.slow),
+  ],
+  ids=["two_lengths", "seeds"],
+)
+def test_on_one_device_too(
+  tmp_path, caplog, monkeypatch, bindings, num_programs
+):
   """Where batches stay on the host until the step is called."""
   make_mesh = partitioning.make_mesh
   monkeypatch.setattr(
@@ -90,24 +99,25 @@ def test_on_one_device_too(tmp_path, caplog, monkeypatch):
     "make_mesh",
     lambda config: make_mesh(config, jax.devices()[:1]),
   )
-  assert train_and_find_compiled(tmp_path, caplog, TWO_LENGTHS) == 2
+  found = train_and_find_compiled(tmp_path, caplog, bindings)
+  assert found == num_programs
 
 
 def test_what_one_of_several_threads_raises_is_raised_at_every_wait():
-  def step(state, frozen, batch, *, rng):
-    if len(batch["x"]) == 2:
-      raise ValueError("two rows")
+  @jax.jit
+  def step(state, frozen, batch, rng):
+    if len(batch["x"]) == 2:  # Is traced, but cannot be compiled.
+      return jax.ffi.ffi_call("no_such_call", batch["x"])(batch["x"])
     return state
 
-  step_fn = functools.partial(jax.jit(step), rng=jax.random.key(0))
   state = trainer.TrainState(jnp.int32(0), {}, ())
   batches = [{"x": np.zeros(n)} for n in (1, 2, 3)]
   with (
     partitioning.use(partitioning.MeshConfig()),
-    step_program.compiling(step_fn, state, {}, batches) as wait,
+    step_program.compiling(step, state, {}, batches, jax.random.key(0)) as wait,
   ):
     for _ in range(2):
-      with pytest.raises(ValueError, match="two rows"):
+      with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_call"):
         wait()
 
 
