@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dropout as factors of features, drawn for a whole layer at once.
+"""Dropout as factors of features, drawn for all layers of a stack at once.
 
-Drawn place by place, the random bits were most of what XLA had to compile. And
-a product with factors is one pass over the features, where a division and a
-choice, as in Flax's `Dropout`, become two.
+Drawn place by place, the random bits were most of what XLA had to compile, and
+drawn layer by layer still a quarter. And a product with factors is one pass
+over the features, where a division and a choice, as in Flax's `Dropout`, become
+two.
 """
 
 from collections.abc import Mapping
+import functools
 import math
 
-from flax import linen as nn
 import jax
-from jax import ad_checkpoint, lax
+from jax import lax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 from jax.typing import DTypeLike
@@ -19,35 +20,49 @@ from jaxtyping import Array, Float, Key, UInt32
 import numpy as np
 
 # By place, and what shape a row has there: 1 for an axis whose features are all
-# dropped together.
-Factors = dict[str, Float[Array, "B ..."]]
+# dropped together. Those of several layers have an axis of these in front.
+Factors = dict[str, Float[Array, "..."]]
 Shapes = Mapping[str, tuple[int, ...]]
 
-# None: no dropout. T5X has rngs of the old kind.
-Rng = Key[Array, ""] | UInt32[Array, "2"] | None
-
-# Of the factors, for `jax.checkpoint`: drawing them twice takes longer than to
-# keep them.
-NAME = "dropout"
+# T5X has rngs of the old kind.
+Rng = Key[Array, ""] | UInt32[Array, "2"]
 
 
-def rngs(
-  parent: nn.Module, rate: float, *, deterministic: bool
-) -> tuple[Rng, Rng]:
-  """Returns the rngs of a stack's dropout: around its layers, and in them."""
-  if deterministic or not rate:
-    return None, None
-  around, inside = jax.random.split(parent.make_rng("dropout"))
-  return around, inside
+def draw_for_layers(
+  rng: Rng,
+  shapes: Shapes,
+  *,
+  num_layers: int,
+  num_rows: int,
+  rate: float,
+  dtype: DTypeLike,
+) -> Factors:
+  """Draws the factors of several layers, each with an rng of its own.
+
+  Args:
+    rng: to draw with.
+    shapes: of the factors of a row in a layer.
+    num_layers: L.
+    num_rows: see `draw`, as for the rest.
+    rate: a share.
+    dtype: of the factors.
+
+  Returns:
+    `dtype[L, B, *shape]` by place.
+  """
+  draw_fn = functools.partial(
+    draw, shapes=shapes, num_rows=num_rows, rate=rate, dtype=dtype
+  )
+  return jax.vmap(draw_fn)(jax.random.split(rng, num_layers))
 
 
 def draw(
   rng: Rng, shapes: Shapes, *, num_rows: int, rate: float, dtype: DTypeLike
-) -> Factors | None:
+) -> Factors:
   """Draws the factors of several places.
 
   Args:
-    rng: to draw with; None draws nothing.
+    rng: to draw with.
     shapes: of the factors of a row.
     num_rows: B.
     rate: share of the factors that are 0; the others are 1 / (1 - rate).
@@ -56,8 +71,6 @@ def draw(
   Returns:
     `dtype[B, *shape]` by place.
   """
-  if rng is None:
-    return None
   offsets = np.cumsum([math.prod(shape) for shape in shapes.values()])
   is_kept = jax.random.bernoulli(rng, 1.0 - rate, (num_rows, int(offsets[-1])))
   kept = 1.0 / (1.0 - rate) if rate < 1.0 else 0.0
@@ -65,7 +78,7 @@ def draw(
   parts = [_whole(part) for part in jnp.split(factors, offsets[:-1], axis=1)]
   parts = lax.optimization_barrier(parts)  # Or each use draws them again.
   return {
-    place: ad_checkpoint.checkpoint_name(part, NAME).reshape(num_rows, *shape)
+    place: part.reshape(num_rows, *shape)
     for (place, shape), part in zip(shapes.items(), parts, strict=True)
   }
 

@@ -2,6 +2,7 @@
 """The layers of a stack, one after the other, and what they keep."""
 
 from collections.abc import Callable, Mapping
+import operator
 from typing import Any
 
 from flax import linen as nn
@@ -21,7 +22,7 @@ from prompt_tuning.t5_config import T5Config
 # The sum of a layer's residual branch; a name for `jax.checkpoint`.
 RESIDUAL = "residual"
 
-# A layer, its input and the rng of its dropout -> its output.
+# A layer, its input and the factors of its dropout -> its output.
 _Apply = Callable[..., Float[Array, "B S D"]]
 
 
@@ -32,7 +33,7 @@ def run_layers(
   apply: _Apply,
   x: attention.Features,
   config: T5Config,
-  rng: dropout.Rng,
+  factors: dropout.Factors | None,
 ) -> Float[Array, "B S D"]:
   """Runs the layers of a stack, submodules of `parent`, one after the other.
 
@@ -45,24 +46,23 @@ def run_layers(
     parent: the encoder or decoder.
     layer_type: of the layers.
     num_layers: how many.
-    apply: of a layer, its input and the rng of its dropout.
+    apply: of a layer, its input and the factors of its dropout.
     x: input of the first layer, that of the encoder perhaps in two parts.
     config: the sizes.
-    rng: of the dropout in all layers.
+    factors: of the dropout in all layers, from `dropout.draw_for_layers`.
   """
-  rngs = None if rng is None else jax.random.split(rng, num_layers)
   if not parent.is_initializing():
     in_scan = parent.has_variable("params", "layers")
     apply = _rematerialized(apply, config, in_scan=in_scan)
     if in_scan:
       x = jnp.concatenate(jax.tree.leaves(x), axis=1)
       scan = nn.scan(
-        lambda layer, x, rng: (apply(layer, x, rng), None),
+        lambda layer, x, own: (apply(layer, x, own), None),
         variable_axes={"params": 0},
         split_rngs={},
         length=num_layers,
       )
-      return scan(layer_type(config, name="layers"), x, rngs)[0]
+      return scan(layer_type(config, name="layers"), x, factors)[0]
   assert parent.scope is not None  # It is being called.
   one = None
   # What a layer writes, such as a cache, belongs to it alone. And a call that
@@ -70,7 +70,7 @@ def run_layers(
   if not parent.scope.mutable and _is_compiled(x):
     one = _traced_once(layer_type(config, parent=None), apply)
   for i in range(num_layers):
-    own = None if rngs is None else rngs[i]
+    own = jax.tree.map(operator.itemgetter(i), factors)
     name = f"layers_{i}"
     params: Mapping[str, Any] | None = parent.get_variable("params", name)
     if one is None or params is None:  # Then Flax says what is missing.
@@ -91,14 +91,16 @@ def _is_compiled(x: attention.Features) -> bool:
 
 
 def _traced_once(layer: nn.Module, apply: _Apply) -> _Apply:
-  """Returns a function of a layer's parameters, its input and its rng."""
+  """Returns a function of a layer's parameters, input and dropout."""
   apply_to = nn.apply(apply, layer)
 
   @jax.jit
   def one_layer(
-    params: Mapping[str, Any], x: attention.Features, rng: dropout.Rng
+    params: Mapping[str, Any],
+    x: attention.Features,
+    factors: dropout.Factors | None,
   ) -> Float[Array, "B S D"]:
-    return apply_to({"params": params}, x, rng)
+    return apply_to({"params": params}, x, factors)
 
   return one_layer
 
@@ -109,7 +111,7 @@ def _rematerialized(
   """Lets the backward pass of a layer compute again what it does not keep."""
   if config.remat == "none":
     return apply
-  kept = [dropout.NAME]
+  kept = []
   if config.remat == "minimal":
     kept += [RESIDUAL, *layers.PRODUCTS]
     kept += [*flash_attention.KEPT, *unprojected_attention.KEPT]

@@ -5,6 +5,8 @@ Names, shapes and logical axes are those of T5X's example network, and so is
 what is computed, but for the order of sums.
 """
 
+from typing import Any
+
 from flax import linen as nn
 import jax
 from jax import ad_checkpoint
@@ -63,18 +65,27 @@ def _position_bias(
 
 
 def _draw(
+  parent: nn.Module,
   config: T5Config,
-  rng: dropout.Rng,
   x: Float[Array, "B S D"],
-  shapes: dropout.Shapes,
-) -> dropout.Factors | None:
-  """Draws dropout for the rows of `x`; see `dropout.draw`."""
-  return dropout.draw(
-    rng,
-    shapes,
-    num_rows=x.shape[0],
-    rate=config.dropout_rate,
-    dtype=config.dtype,
+  ends: dropout.Shapes,
+  places: dropout.Shapes,
+  *,
+  num_layers: int,
+) -> tuple[dropout.Factors, dropout.Factors]:
+  """Draws the dropout around the layers of a stack, and that in all of them.
+
+  For the rows of `x`: of the shapes at both ends, and in the places of a layer.
+  """
+  around, inside = jax.random.split(parent.make_rng("dropout"))
+  options: dict[str, Any] = {
+    "num_rows": x.shape[0],
+    "rate": config.dropout_rate,
+    "dtype": config.dtype,
+  }
+  return (
+    dropout.draw(around, ends, **options),
+    dropout.draw_for_layers(inside, places, num_layers=num_layers, **options),
   )
 
 
@@ -88,6 +99,17 @@ class EncoderLayer(nn.Module):
 
   config: T5Config
 
+  @staticmethod
+  def dropout_shapes(config: T5Config, num_positions: int) -> dropout.Shapes:
+    """Returns the places of dropout, and what shape a row has there."""
+    features = (1, config.emb_dim)  # Dropped for all positions at once.
+    return {
+      "attention": (config.num_heads, 1, num_positions),
+      "attention_output": features,
+      "mlp": (1, config.mlp_dim),
+      "mlp_output": features,
+    }
+
   @nn.compact
   def __call__(
     self,
@@ -95,7 +117,7 @@ class EncoderLayer(nn.Module):
     mask: Bool[Array, "B 1 S S"] | None,
     bias: Float[Array, "1 H S S"] | Float[Array, "H _"],
     lengths: Int[Array, " B"] | None,
-    rng: dropout.Rng,
+    factors: dropout.Factors | None,
   ) -> Float[Array, "B S D"]:
     """Applies the layer; see `attention.Attention` for the arguments."""
     config = self.config
@@ -103,14 +125,6 @@ class EncoderLayer(nn.Module):
     y = jax.tree.map(norm, x)
     if isinstance(x, tuple):
       x = flash_attention.rows_first(jnp.concatenate(x, axis=1))
-    features = (1, config.emb_dim)  # Dropped for all positions at once.
-    shapes = {
-      "attention": (config.num_heads, 1, x.shape[1]),
-      "attention_output": features,
-      "mlp": (1, config.mlp_dim),
-      "mlp_output": features,
-    }
-    factors = _draw(config, rng, x, shapes)
     y = _attention(config, "attention")(
       *(y, y, mask, bias),
       lengths=lengths,
@@ -130,6 +144,25 @@ class DecoderLayer(nn.Module):
 
   config: T5Config
 
+  @staticmethod
+  def dropout_shapes(
+    config: T5Config, num_positions: int, num_encoded: int | None
+  ) -> dropout.Shapes:
+    """Returns the places of dropout, and what shape a row has there."""
+    features = (1, config.emb_dim)  # Dropped for all positions at once.
+    shapes: dict[str, tuple[int, ...]] = {
+      "self_attention": (config.num_heads, 1, num_positions),
+      "self_attention_output": features,
+      "mlp": (1, config.mlp_dim),
+      "mlp_output": features,
+    }
+    if num_encoded is not None:
+      shapes |= {
+        "encoder_decoder_attention": (config.num_heads, 1, num_encoded),
+        "encoder_decoder_attention_output": features,
+      }
+    return shapes
+
   @nn.compact
   def __call__(
     self,
@@ -139,7 +172,7 @@ class DecoderLayer(nn.Module):
     encoder_decoder_mask: Bool[Array, "B 1 _ S"] | None,
     bias: Float[Array, "1 H M M"] | Float[Array, "H _"],
     lengths: Int[Array, " B"] | None,
-    rng: dropout.Rng,
+    factors: dropout.Factors | None,
     *,
     decode: bool = False,
   ) -> Float[Array, "N U D"]:
@@ -152,20 +185,7 @@ class DecoderLayer(nn.Module):
     there is no dropout.
     """
     config = self.config
-    assert rng is None or not decode, "decoding has no dropout"
-    features = (1, config.emb_dim)  # Dropped for all positions at once.
-    shapes = {
-      "self_attention": (config.num_heads, 1, x.shape[1]),
-      "self_attention_output": features,
-      "mlp": (1, config.mlp_dim),
-      "mlp_output": features,
-    }
-    if encoded is not None:
-      shapes |= {
-        "encoder_decoder_attention": (config.num_heads, 1, encoded.shape[1]),
-        "encoder_decoder_attention_output": features,
-      }
-    factors = _draw(config, rng, x, shapes)
+    assert factors is None or not decode, "decoding has no dropout"
     y = _norm(config, "pre_self_attention_layer_norm")(x)
     own_lengths = None
     if lengths is not None and not decode:
@@ -220,23 +240,28 @@ def _encode(
     if behind_prompt is not None:  # Of which a first layer needs no gradient.
       parts = x[:, : x.shape[1] - behind_prompt.shape[1]], behind_prompt
     parts = jax.tree.map(flash_attention.rows_first, parts)
-  around, inside = dropout.rngs(
-    parent, config.dropout_rate, deterministic=deterministic
-  )
-  # Of the encoder's output T5X drops single elements, not whole features.
-  ends = {"input": (1, config.emb_dim), "output": x.shape[1:]}
-  factors = _draw(config, around, x, ends)
+  around, inside = None, None
+  if config.dropout_rate and not deterministic:
+    around, inside = _draw(
+      parent,
+      config,
+      x,
+      # Of the encoder's output T5X drops single elements, not whole features.
+      {"input": (1, config.emb_dim), "output": x.shape[1:]},
+      EncoderLayer.dropout_shapes(config, x.shape[1]),
+      num_layers=config.num_encoder_layers,
+    )
   x = layer_loop.run_layers(
     parent,
     EncoderLayer,
     config.num_encoder_layers,
-    lambda layer, x, rng: layer(x, mask, bias, lengths, rng),
-    jax.tree.map(lambda part: dropout.drop(part, factors, "input"), parts),
+    lambda layer, x, own: layer(x, mask, bias, lengths, own),
+    jax.tree.map(lambda part: dropout.drop(part, around, "input"), parts),
     config,
     inside,
   )
   x = _norm(config, "encoder_norm")(x)
-  return dropout.drop(x, factors, "output")
+  return dropout.drop(x, around, "output")
 
 
 class Encoder(nn.Module):
@@ -317,31 +342,37 @@ def run_decoder(  # noqa: PLR0913  # As many as the decoder has inputs.
   else:
     # No real position sees padding then, which is at the end.
     bias = relative_position.causal(bias, masked=attention.MASKED_LOGIT)
-  around, inside = dropout.rngs(
-    parent, config.dropout_rate, deterministic=deterministic
-  )
-  ends = {"input": (1, config.emb_dim), "output": (1, config.emb_dim)}
-  factors = _draw(config, around, x, ends)
+  around, inside = None, None
+  if config.dropout_rate and not deterministic:
+    num_encoded = None if encoded is None else encoded.shape[1]
+    around, inside = _draw(
+      parent,
+      config,
+      x,
+      {"input": (1, config.emb_dim), "output": (1, config.emb_dim)},
+      DecoderLayer.dropout_shapes(config, x.shape[1], num_encoded),
+      num_layers=config.num_decoder_layers,
+    )
   x = layer_loop.run_layers(
     parent,
     DecoderLayer,
     config.num_decoder_layers,
-    lambda layer, x, rng: layer(
+    lambda layer, x, own: layer(
       x,
       encoded,
       mask,
       encoder_decoder_mask,
       bias,
       lengths,
-      rng,
+      own,
       decode=decode,
     ),
-    dropout.drop(x, factors, "input"),
+    dropout.drop(x, around, "input"),
     config,
     inside,
   )
   x = _norm(config, "decoder_norm")(x)
-  x = dropout.drop(x, factors, "output")
+  x = dropout.drop(x, around, "output")
   # Logits in float32, for the stability of the softmax.
   if config.logits_via_embedding:
     return embed.attend(x) / jnp.sqrt(x.shape[-1]).astype(jnp.float32)

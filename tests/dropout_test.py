@@ -32,11 +32,17 @@ def test_a_rate_of_1_drops_all():
   assert not any(x.any() for x in draw(1.0).values())
 
 
-def test_no_rng_drops_nothing():
+def test_every_layer_draws_with_an_rng_of_its_own():
+  rng, shapes = jax.random.key(3), {"x": (1, 5), "y": (2, 1, 4)}
+  options = {"num_rows": 6, "rate": 0.5, "dtype": jnp.float32}
+  found = dropout.draw_for_layers(rng, shapes, num_layers=3, **options)
+  assert found["y"].shape == (3, 6, 2, 1, 4)
+  for i, own in enumerate(jax.random.split(rng, 3)):
+    for place, wanted in dropout.draw(own, shapes, **options).items():
+      np.testing.assert_array_equal(found[place][i], wanted)
+
+
+def test_what_is_not_drawn_drops_nothing():
   x = jnp.ones((1, 2, 3))
-  factors = dropout.draw(
-    None, {"x": (1, 3)}, num_rows=1, rate=0.5, dtype=jnp.float32
-  )
-  assert factors is None
-  assert dropout.at(factors, "x") is None
+  assert dropout.at(None, "x") is None
   assert dropout.drop(x, None, "x") is x

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a layer has dropout, and that every layer has its own."""
+"""Where a layer has dropout."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_tuning import dropout, stacks, t5
+from prompt_tuning import stacks, t5
 
 CONFIG = t5.T5Config(
   vocab_size=32,
@@ -18,64 +18,43 @@ CONFIG = t5.T5Config(
   mlp_dim=16,
   dropout_rate=0.5,
 )
-OF_ENCODER = ("attention", "attention_output", "mlp", "mlp_output")
-OF_DECODER = (
+SHAPES = {
+  stacks.EncoderLayer: stacks.EncoderLayer.dropout_shapes(CONFIG, 5),
+  stacks.DecoderLayer: stacks.DecoderLayer.dropout_shapes(CONFIG, 5, 5),
+}
+OF_ENCODER = {"attention", "attention_output", "mlp", "mlp_output"}
+OF_DECODER = {
   "self_attention",
   "self_attention_output",
   "encoder_decoder_attention",
   "encoder_decoder_attention_output",
   "mlp",
   "mlp_output",
-)
+}
 
 
-def output(layer, place, monkeypatch, rng):
-  """Applies a layer that drops all of one place and nothing else."""
-
-  def draw(rng, shapes, *, num_rows, **_):
-    if rng is None:
-      return None
-    factors = {k: jnp.ones((num_rows, *shape)) for k, shape in shapes.items()}
-    return factors | ({place: 0 * factors[place]} if place else {})
-
-  monkeypatch.setattr(dropout, "draw", draw)
-  x = jax.random.normal(jax.random.key(0), (3, 5, 8))
-  encoded = (x[:, ::-1],) if isinstance(layer, stacks.DecoderLayer) else ()
-  masks = (None,) * (1 + len(encoded))
-  arguments = (x, *encoded, *masks, jnp.zeros((1, 2, 5, 5)), None)
-  variables = layer.init(jax.random.key(1), *arguments, None)
-  return layer.apply(variables, *arguments, rng)
+def test_the_places_of_dropout_are_those_of_t5x():
+  assert SHAPES[stacks.EncoderLayer].keys() == OF_ENCODER
+  assert SHAPES[stacks.DecoderLayer].keys() == OF_DECODER
 
 
 @pytest.mark.parametrize(
   ("layer_type", "place"),
-  [(stacks.EncoderLayer, place) for place in OF_ENCODER]
-  + [(stacks.DecoderLayer, place) for place in OF_DECODER],
+  [(x, place) for x, shapes in SHAPES.items() for place in sorted(shapes)],
 )
-def test_a_layer_has_dropout_in_every_place(layer_type, place, monkeypatch):
-  layer, rng = layer_type(CONFIG), jax.random.key(2)
-  without = output(layer, None, monkeypatch, None)
-  nothing = output(layer, None, monkeypatch, rng)
-  np.testing.assert_allclose(nothing, without, atol=1e-5)
-  dropped = output(layer, place, monkeypatch, rng)
-  assert np.abs(dropped - without).max() > 0.01
-
-
-@pytest.mark.slow
-def test_every_layer_draws_with_an_rng_of_its_own(monkeypatch):
-  rngs, draw = [], dropout.draw
-
-  def record(rng, *args, **kwargs):
-    if rng is not None:
-      rngs.append(tuple(jax.random.key_data(rng).tolist()))
-    return draw(rng, *args, **kwargs)
-
-  monkeypatch.setattr(dropout, "draw", record)
-  model = t5.Transformer(CONFIG)
-  tokens = jnp.ones((2, 3), jnp.int32)
-  model.init_with_output(
-    {"params": jax.random.key(0), "dropout": jax.random.key(1)},
-    *(tokens, tokens, tokens),
+def test_a_layer_has_dropout_in_every_place(layer_type, place):
+  """Drops all of one place and nothing else."""
+  layer = layer_type(CONFIG)
+  x = jax.random.normal(jax.random.key(0), (3, 5, 8))
+  encoded = (x[:, ::-1],) if isinstance(layer, stacks.DecoderLayer) else ()
+  masks = (None,) * (1 + len(encoded))
+  arguments = (x, *encoded, *masks, jnp.zeros((1, 2, 5, 5)), None)
+  without, variables = layer.init_with_output(
+    jax.random.key(1), *arguments, None
   )
-  # Two encoder layers and one decoder layer, and what is around both.
-  assert len(rngs) == len(set(rngs)) == 2 + 1 + 2
+  ones = {k: jnp.ones((3, *shape)) for k, shape in SHAPES[layer_type].items()}
+  nothing = layer.apply(variables, *arguments, ones)
+  np.testing.assert_allclose(nothing, without, atol=1e-5)
+  none_of_it = ones | {place: jnp.zeros_like(ones[place])}
+  dropped = layer.apply(variables, *arguments, none_of_it)
+  assert np.abs(dropped - without).max() > 0.01
