@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics of the tasks over the predictions of a model.
+"""What a model predicts for the rows of tasks, and their metrics.
 
 A prediction is a text: the one that the model generates or, in rank
 classification, the label that it finds likeliest.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
-import itertools
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 from jaxtyping import Float, Int
@@ -18,12 +16,12 @@ import tqdm
 
 from prompt_tuning import (
   batching,
-  degenerate_texts,
   ensembles,
   losses,
   partitioning,
   t5,
   task_data,
+  task_metrics,
   trainer,
 )
 from prompt_tuning import (
@@ -95,17 +93,7 @@ def predict_task_fn(
     ValueError: for "rank" if no task has labels, or some that the vocabulary
       cannot write; see `label_tokens`.
   """
-  candidates = {
-    task.name: label_tokens(task.scoring.labels, data.vocabulary)
-    for task in data.eval_tasks
-    if mode == "rank" and task.scoring.labels
-  }
-  if mode == "rank" and not candidates:
-    names = ", ".join(task.name for task in data.eval_tasks)
-    raise ValueError(
-      f"EVAL_MODE='rank' needs a task with labels, found {names or 'no task'}:"
-      " choose EVAL_MODE='generation'"
-    )
+  candidates = _candidates(data) if mode == "rank" else {}
   rank = jax.jit(functools.partial(ensembles.score_labels, model=model))
   generate = jax.jit(
     functools.partial(
@@ -128,7 +116,7 @@ def predict_task_fn(
       title=task.name,
     )
     labels = task.scoring.labels
-    if mode == "rank" and labels:
+    if candidates and labels:
       own = candidates[task.name]
       scores = predict(
         lambda batch: rank(params, batch["encoder_input_tokens"], own)
@@ -144,6 +132,24 @@ def predict_task_fn(
     return [Predictions(x, scores[:, i], None) for i, x in enumerate(texts)]
 
   return predict_task
+
+
+def _candidates(
+  data: task_data.TaskData,
+) -> dict[str, Int[np.ndarray, "N U"]]:
+  """Tokenises the labels of every task that has some."""
+  found = {
+    task.name: label_tokens(task.scoring.labels, data.vocabulary)
+    for task in data.eval_tasks
+    if task.scoring.labels
+  }
+  if not found:
+    names = ", ".join(task.name for task in data.eval_tasks)
+    raise ValueError(
+      f"EVAL_MODE='rank' needs a task with labels, found {names or 'no task'}:"
+      " choose EVAL_MODE='generation'"
+    )
+  return found
 
 
 def num_inputs(batch_size: int, num_prompts: int) -> int:
@@ -272,104 +278,14 @@ def _one_ahead(
   yield jax.device_get(partitioning.gather(previous[0])), previous[1]
 
 
-def score(
-  task: task_data.EvalTask, predictions: Sequence[str]
-) -> dict[str, float]:
-  """Computes the metrics of a task from predicted texts.
-
-  Predictions and targets go through the task's post-processor, with the row
-  that they belong to, as in seqio's evaluator. Values that are not numbers
-  (texts to log) are left out. A task without metrics and labels has none.
-  """
-  if not task.scoring.metric_fns and not task.scoring.labels:
-    return {}
-  golds = [row["targets_pretokenized"].decode() for row in task.rows]
-  targets, processed = (
-    [
-      task.scoring.postprocess_fn(text, example=row, is_target=is_target)
-      for text, row in zip(texts, task.rows, strict=True)
-    ]
-    for texts, is_target in ((golds, True), (predictions, False))
-  )
-  scores: dict[str, float] = {}
-  for metric_fn in task.scoring.metric_fns:
-    scores |= _numbers(metric_fn(targets, processed))
-  labels = task.scoring.labels
-  if labels:
-    scores |= label_statistics(golds, predictions, labels=labels)
-    sources = [row.get("inputs_pretokenized", b"") for row in task.rows]
-    scores |= degenerate_texts.shares(
-      [text.decode() for text in sources], predictions, labels=labels
-    )
-  return scores
-
-
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-  return {
-    name: float(getattr(value, "value", value))
-    for name, value in values.items()
-    if isinstance(getattr(value, "value", value), int | float | np.number)
-  }
-
-
-def label_statistics(
-  golds: Sequence[str], predictions: Sequence[str], *, labels: Sequence[str]
-) -> dict[str, float]:
-  """Counts what is predicted where, by text.
-
-  Args:
-    golds: the targets.
-    predictions: the predicted texts.
-    labels: which of them are legal; the rest is counted as "other".
-
-  Returns:
-    `legal_labels`, in percent; `labels/gold/<label>` and
-    `labels/predicted/<label>`, rows; `labels/confusion/<gold>/<predicted>`,
-    rows.
-  """
-  columns = [*labels, "other"]
-  found = [text if text in labels else "other" for text in predictions]
-  cells = Counter(zip(golds, found, strict=True))
-  gold_counts, predicted_counts = Counter(golds), Counter(found)
-  num_legal = len(found) - predicted_counts["other"]
-  statistics = {"legal_labels": 100 * num_legal / len(found)}
-  for gold in sorted(gold_counts):
-    statistics[f"labels/gold/{gold}"] = gold_counts[gold]
-  for label in columns:
-    statistics[f"labels/predicted/{label}"] = predicted_counts[label]
-  for gold, label in itertools.product(sorted(gold_counts), columns):
-    statistics[f"labels/confusion/{gold}/{label}"] = cells[gold, label]
-  return {name: float(value) for name, value in statistics.items()}
-
-
 def evaluate(
   data: task_data.TaskData, params: trainer.Params, predict_texts: TextsFn
 ) -> dict[str, float]:
-  """Returns the metrics of every task that has some; see `score_all`."""
+  """Returns the metrics of every task that has some."""
   tasks = [task for task in data.eval_tasks if task.scoring.metric_fns]
-  return score_all(tasks, [predict_texts(params, task) for task in tasks])
-
-
-def score_all(
-  tasks: Sequence[task_data.EvalTask], texts: Sequence[Sequence[str]]
-) -> dict[str, float]:
-  """Returns the metrics of every task as `task/metric -> value`.
-
-  And as "score" what a checkpoint is selected by: the mean over the tasks that
-  have default metrics, of the mean of these (Lester et al., 2021, sec. 3.1).
-
-  Args:
-    tasks: with or without default metrics.
-    texts: the predictions of each.
-  """
-  result: dict[str, float] = {}
-  defaults = []
-  for task, predictions in zip(tasks, texts, strict=True):
-    scores = score(task, predictions)
-    result |= {f"{task.name}/{name}": value for name, value in scores.items()}
-    if task.scoring.default:
-      defaults.append(np.mean([scores[x] for x in task.scoring.default]))
-  return result | ({"score": float(np.mean(defaults))} if defaults else {})
+  return task_metrics.score_all(
+    tasks, [predict_texts(params, task) for task in tasks]
+  )
 
 
 def teacher_forced(

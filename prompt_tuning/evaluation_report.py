@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 import numpy as np
 
-from prompt_tuning import ensembles, evaluate, loop, task_data
+from prompt_tuning import ensembles, evaluate, loop, task_data, task_metrics
 from prompt_tuning import vocabulary as vocabulary_lib
 
 # Metrics by name, of one column.
@@ -63,7 +63,7 @@ def columns(
   tasks: Sequence[task_data.EvalTask],
   members: Sequence[Sequence[evaluate.Predictions]],
 ) -> dict[str, Scores]:
-  """Computes the metrics of every column; see `evaluate.score_all`.
+  """Computes the metrics of every column; see `task_metrics.score_all`.
 
   Args:
     tasks: what is evaluated.
@@ -78,7 +78,7 @@ def columns(
   """
   by_prompt = list(zip(*members, strict=True))
   singles = [
-    evaluate.score_all(tasks, [x.texts for x in predictions])
+    task_metrics.score_all(tasks, [x.texts for x in predictions])
     for predictions in by_prompt
   ]
   if len(singles) == 1:
@@ -121,7 +121,7 @@ def _ensemble_columns(
   tasks: Sequence[task_data.EvalTask], ensemble: Sequence[Ensemble]
 ) -> dict[str, Scores]:
   pairs = list(zip(tasks, ensemble, strict=True))
-  votes = evaluate.score_all(tasks, [x.texts for x in ensemble])
+  votes = task_metrics.score_all(tasks, [x.texts for x in ensemble])
   dissent = {f"{t.name}/dissent": float(np.mean(x.dissent)) for t, x in pairs}
   result: dict[str, Scores] = {"ensemble": votes | dissent}
   spread = {
@@ -131,7 +131,7 @@ def _ensemble_columns(
   }
   if spread:
     texts = [_averaged_texts(task, x) for task, x in pairs]
-    scores = evaluate.score_all(tasks, texts)
+    scores = task_metrics.score_all(tasks, texts)
     result["mean_probability"] = scores | spread
   return result
 

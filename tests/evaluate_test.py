@@ -10,7 +10,6 @@ import pytest
 from prompt_tuning import (
   batching,
   evaluate,
-  loop,
   losses,
   t5,
   task_data,
@@ -70,37 +69,6 @@ def make_data(golds, labels=LABELS):
     {"inputs": 12, "targets": 4},
     vocabulary_lib.from_bytes(128),
   )
-
-
-def test_labels_are_counted_by_gold_and_prediction():
-  statistics = evaluate.label_statistics(
-    ["yes", "no", "yes", "yes"],
-    ["yes", "yes", "maybe", "no"],
-    labels=["no", "yes"],
-  )
-  assert statistics == {
-    "legal_labels": 75.0,
-    "labels/gold/no": 1,
-    "labels/gold/yes": 3,
-    "labels/predicted/no": 1,
-    "labels/predicted/yes": 2,
-    "labels/predicted/other": 1,
-    "labels/confusion/no/no": 0,
-    "labels/confusion/no/yes": 1,
-    "labels/confusion/no/other": 0,
-    "labels/confusion/yes/no": 1,
-    "labels/confusion/yes/yes": 1,
-    "labels/confusion/yes/other": 1,
-  }
-  shown = loop.format_scores({f"t/{k}": v for k, v in statistics.items()})
-  assert shown == "t/legal_labels 75"
-
-
-def test_only_tasks_with_labels_have_statistics():
-  (task,) = make_data(["ab", "bc"], labels=()).eval_tasks
-  assert evaluate.score(task, ["ab", "x"]) == {"hits": 0}
-  (task,) = make_data(["ab", "bc"]).eval_tasks
-  assert evaluate.score(task, ["ab", "x"])["legal_labels"] == 50
 
 
 def test_labels_are_tokenised_as_targets():

@@ -89,17 +89,17 @@ def test_every_format_gives_the_same_rows(
 
 
 def test_labels_are_scored_by_accuracy_and_free_text_as_answers(read, tmp_path):
-  from prompt_tuning import evaluate
+  from prompt_tuning import task_metrics
 
   path = tmp_path / "a.jsonl"
   path.write_text(jsonl(TRAIN))
   (task,) = read(path).eval_tasks
   assert task.scoring.labels == ("bad", "good")
-  scores = evaluate.score(task, ["good", "good", "nothing"])
+  scores = task_metrics.score(task, ["good", "good", "nothing"])
   assert scores["accuracy"] == pytest.approx(100 / 3)
   assert scores["legal_labels"] == pytest.approx(200 / 3)
   (task,) = read(path, labels=(), target_column="text").eval_tasks
-  scores = evaluate.score(task, ["Fine.", "sad day", "two lines"])
+  scores = task_metrics.score(task, ["Fine.", "sad day", "two lines"])
   f1 = 100 * (1 + 2 * 2 / (3 + 2) + 1) / 3
   assert scores == {"em": pytest.approx(200 / 3), "f1": pytest.approx(f1)}
 

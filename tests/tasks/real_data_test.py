@@ -146,7 +146,7 @@ def test_every_pronoun_of_wsc_is_marked(texts):
 def test_a_cache_scores_as_seqio_does(data_dir, tmp_path, module, name):
   from prompt_tuning.tasks import scores, vocabularies
 
-  from prompt_tuning import cache, data, evaluate
+  from prompt_tuning import cache, data, task_metrics
 
   arguments = {
     "mixture_or_task_name": name,
@@ -176,6 +176,6 @@ def test_a_cache_scores_as_seqio_does(data_dir, tmp_path, module, name):
       *golds[: len(golds) // 2],
       *reversed(golds[len(golds) // 2 :]),
     ]
-    found = evaluate.score(first, predictions)
-    assert found == evaluate.score(second, predictions)
+    found = task_metrics.score(first, predictions)
+    assert found == task_metrics.score(second, predictions)
     assert found

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_tuning import stacks, t5
+from prompt_tuning import t5, t5_layers
 
 CONFIG = t5.T5Config(
   vocab_size=32,
@@ -19,8 +19,8 @@ CONFIG = t5.T5Config(
   dropout_rate=0.5,
 )
 SHAPES = {
-  stacks.EncoderLayer: stacks.EncoderLayer.dropout_shapes(CONFIG, 5),
-  stacks.DecoderLayer: stacks.DecoderLayer.dropout_shapes(CONFIG, 5, 5),
+  t5_layers.EncoderLayer: t5_layers.EncoderLayer.dropout_shapes(CONFIG, 5),
+  t5_layers.DecoderLayer: t5_layers.DecoderLayer.dropout_shapes(CONFIG, 5, 5),
 }
 OF_ENCODER = {"attention", "attention_output", "mlp", "mlp_output"}
 OF_DECODER = {
@@ -34,8 +34,8 @@ OF_DECODER = {
 
 
 def test_the_places_of_dropout_are_those_of_t5x():
-  assert SHAPES[stacks.EncoderLayer].keys() == OF_ENCODER
-  assert SHAPES[stacks.DecoderLayer].keys() == OF_DECODER
+  assert SHAPES[t5_layers.EncoderLayer].keys() == OF_ENCODER
+  assert SHAPES[t5_layers.DecoderLayer].keys() == OF_DECODER
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_layer_has_dropout_in_every_place(layer_type, place):
   """Drops all of one place and nothing else."""
   layer = layer_type(CONFIG)
   x = jax.random.normal(jax.random.key(0), (3, 5, 8))
-  encoded = (x[:, ::-1],) if isinstance(layer, stacks.DecoderLayer) else ()
+  encoded = (x[:, ::-1],) if isinstance(layer, t5_layers.DecoderLayer) else ()
   masks = (None,) * (1 + len(encoded))
   arguments = (x, *encoded, *masks, jnp.zeros((1, 2, 5, 5)), None)
   without, variables = layer.init_with_output(
