@@ -10,7 +10,7 @@ the cache was written for, and cut to one of `--buckets` lengths chosen from the
 data (`loop.LoopConfig.num_buckets`). Batches are made while they are trained
 on, as in a run, and programs are compiled before, all at once. Buckets sort the
 rows of 64 batches together, so that is how many are taken, twice: what is timed
-is the second time, since a GPU records each program when it first runs it.
+is the second pass. In the first XLA records each program as a graph for a GPU.
 """
 
 import argparse

@@ -9,7 +9,6 @@ and writes whatever is not a checkpoint, of which each writes its part.
 """
 
 from collections.abc import Iterator
-from concurrent import futures
 import contextlib
 import os
 import sys
@@ -45,19 +44,6 @@ def initialize() -> None:
   )
 
 
-def _wake_devices() -> None:
-  """Moves something to each device of this process, and does not wait.
-
-  A GPU's first transfer takes two seconds, in which the configuration is read
-  and the step traced. What fails here fails again where it is needed.
-  """
-  devices = jax.local_devices()
-  pool = futures.ThreadPoolExecutor(len(devices), "wake")
-  for device in devices:
-    pool.submit(jax.device_put, np.int32(0), device)
-  pool.shutdown(wait=False)
-
-
 def _number(name: str) -> int | None:
   """Reads a whole number from the environment; None if it is not there."""
   text = os.environ.get(name)
@@ -75,14 +61,13 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def one_run() -> Iterator[None]:
-  """Joins the other processes, wakes the devices, and ends with the others.
+  """Joins the other processes, and ends with them.
 
   All but the first are silent on stdout. Where a peer has failed, so that a
   collective cannot be completed, this one says so and ends at once, with exit
   code `PEER_FAILED`: there is nothing left that it could wait for.
   """
   initialize()
-  _wake_devices()
   if jax.process_count() == 1:
     yield
     return

@@ -40,11 +40,11 @@ def draw_for_layers(
   """Draws the factors of several layers, each with an rng of its own.
 
   Args:
-    rng: to draw with.
+    rng: split into one for each layer.
     shapes: of the factors of a row in a layer.
     num_layers: L.
-    num_rows: see `draw`, as for the rest.
-    rate: a share.
+    num_rows: B.
+    rate: share of the factors that are 0.
     dtype: of the factors.
 
   Returns:

@@ -5,8 +5,6 @@ Names, shapes and logical axes are those of T5X's example network, and so is
 what is computed, but for the order of sums.
 """
 
-from typing import Any
-
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -52,18 +50,24 @@ def _draw(
 ) -> tuple[dropout.Factors, dropout.Factors]:
   """Draws the dropout around the layers of a stack, and that in all of them.
 
-  For the rows of `x`: of the shapes at both ends, and in the places of a layer.
+  Returns:
+    For the rows of `x` the factors at `ends`, `[B, ...]`, and those of all
+    layers in `places`, `[L, B, ...]`.
   """
   around, inside = jax.random.split(parent.make_rng("dropout"))
-  options: dict[str, Any] = {
-    "num_rows": x.shape[0],
-    "rate": config.dropout_rate,
-    "dtype": config.dtype,
-  }
-  return (
-    dropout.draw(around, ends, **options),
-    dropout.draw_for_layers(inside, places, num_layers=num_layers, **options),
+  rate, dtype, num_rows = config.dropout_rate, config.dtype, x.shape[0]
+  of_ends = dropout.draw(
+    around, ends, num_rows=num_rows, rate=rate, dtype=dtype
   )
+  of_layers = dropout.draw_for_layers(
+    inside,
+    places,
+    num_layers=num_layers,
+    num_rows=num_rows,
+    rate=rate,
+    dtype=dtype,
+  )
+  return of_ends, of_layers
 
 
 def _encode(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled step of a run, and the batches and keys that it takes.
+"""The compiled step of a run, and the batches and rngs that it takes.
 
 `compiling` compiles it while the base is read and the prompts are drawn, for
 all lengths of inputs at once: all that it needs to know are shapes.
@@ -65,21 +65,22 @@ def batches(
   return map(place, trials.stack_batches(streams))
 
 
-def keys(all_trials: Sequence[trials.Trial]) -> Key[Array, "..."]:
-  """Returns the key of a run's only trial, or a key for each of several."""
-  rngs = [jax.random.key(trial.seed) for trial in all_trials]
-  stacked = rngs[0] if len(rngs) == 1 else jnp.stack(rngs)
-  return partitioning.place(stacked, describe_keys(len(rngs)).sharding)
+def rngs(all_trials: Sequence[trials.Trial]) -> Key[Array, "..."]:
+  """Returns the rng of a run's only trial, or an rng for each of several."""
+  each = [jax.random.key(trial.seed) for trial in all_trials]
+  stacked = each[0] if len(each) == 1 else jnp.stack(each)
+  return partitioning.place(stacked, describe_rngs(len(each)).sharding)
 
 
-def describe_keys(num_trials: int) -> jax.ShapeDtypeStruct:
-  """Describes `keys`, and does not wait for a device as making them does."""
-  key = jax.eval_shape(lambda: jax.random.key(0))
+def describe_rngs(num_trials: int) -> jax.ShapeDtypeStruct:
+  """Describes `rngs`, and does not wait for a device as making them does."""
+  rng = jax.eval_shape(lambda: jax.random.key(0))
   shape = () if num_trials == 1 else (num_trials,)
-  # Written out: what has other words for the same place compiles anew.
+  # Of keys JAX makes P(None) where P() is asked for, and a program for the one
+  # is not found for the other.
   everywhere = PartitionSpec(*[None] * len(shape))
   sharding = NamedSharding(jax.sharding.get_mesh(), everywhere)
-  return jax.ShapeDtypeStruct(shape, key.dtype, sharding=sharding)
+  return jax.ShapeDtypeStruct(shape, rng.dtype, sharding=sharding)
 
 
 def make_step(
@@ -91,7 +92,7 @@ def make_step(
   *,
   num_trials: int,
 ) -> jax.stages.Wrapped:
-  """Returns the step of state, frozen, batch and keys, compiled at a call.
+  """Returns the step of state, frozen, batch and rngs, compiled at a call.
 
   The next state is placed as `shardings` say.
   """
@@ -146,7 +147,7 @@ def compiling(
   examples: Sequence[partitioning.Batch],
   rng: jax.ShapeDtypeStruct | Key[Array, "..."],
 ) -> Iterator[Callable[[], None]]:
-  """Traces a step, then compiles it in threads of its own.
+  """Traces a step, then compiles it in threads; wakes the devices meanwhile.
 
   With the rules of `partitioning.gathered_parameters`, as it has to be called.
 
@@ -158,12 +159,13 @@ def compiling(
     state: shapes, dtypes and places of what it will be called with.
     frozen: the same of the frozen parameters.
     examples: a batch of each shape, from `batch_of_each_shape`.
-    rng: the keys, or from `describe_keys` what they are like.
+    rng: from `rngs`, or from `describe_rngs` what they are like.
 
   Yields:
     What waits for them, and raises what a thread has raised. A block that fails
     does not wait, but the interpreter does: a compiler cannot be interrupted.
   """
+  _wake_devices()
   num_threads = min(len(examples), os.cpu_count() or 1)
   pool = futures.ThreadPoolExecutor(num_threads, "compile")
   running = []
@@ -171,8 +173,9 @@ def compiling(
     # Traced here: two threads that both run Python hold each other up.
     with partitioning.gathered_parameters():
       for batch in examples:
-        lowered = step_fn.lower(state, frozen, batch, rng)
-        running.append(pool.submit(lowered.compile))
+        running.append(
+          pool.submit(step_fn.lower(state, frozen, batch, rng).compile)
+        )
 
     def wait() -> None:
       for program in futures.as_completed(running):
@@ -181,3 +184,16 @@ def compiling(
     yield wait
   finally:
     pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _wake_devices() -> None:
+  """Moves something to each device of this process, and does not wait.
+
+  A GPU's first transfer takes two seconds, as long as tracing. What fails here
+  fails again where it is needed.
+  """
+  devices = jax.local_devices()
+  pool = futures.ThreadPoolExecutor(len(devices), "wake")
+  for device in devices:
+    pool.submit(jax.device_put, np.int32(0), device)
+  pool.shutdown(wait=False)

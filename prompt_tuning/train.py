@@ -114,7 +114,7 @@ def train(
         partitioning.at(like, shardings),
         _laid_out(frozen_like, like, config),
         step_program.batch_of_each_shape(data, all_trials, config),
-        step_program.describe_keys(len(all_trials)),
+        step_program.describe_rngs(len(all_trials)),
       )
     )
     state, frozen = start.load_states(
@@ -179,7 +179,7 @@ def train(
         outputs.write_probes(outs, base_step, probes)
     if config.eval_at_start and restored is None:
       print(f"step {base_step}: {evaluate_state(state)}", flush=True)
-    rng = step_program.keys(all_trials)
+    rngs = step_program.rngs(all_trials)
     wait_for_step()
     state = loop.fit(
       state,
@@ -187,7 +187,7 @@ def train(
       step_program.batches(
         data, all_trials, config, int(state.step) - base_step
       ),
-      step_fn=lambda *args: step_fn(*args, rng),
+      step_fn=lambda *args: step_fn(*args, rngs),
       hooks=loop.Hooks(evaluate_state, save),
       logs={name: out.log for name, out in outs.by_name.items()},
       config=config,

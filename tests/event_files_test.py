@@ -1,29 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
-IMPORT = "import sys; from prompt_tuning import event_files"
+ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize(
-  ("first", "is_imported"), [("", False), ("import torch; ", True)]
-)
-def test_pytorch_is_imported_by_nobody_but_the_user(
-  tmp_path, first, is_imported
-):
-  """tensorboardX asks for it; afterwards it can be imported as ever."""
-  (tmp_path / "torch.py").write_text("Tensor = int")
+def torch_is_imported(folder, code):
+  """Tells whether it is after `code`, and that it can be imported then."""
+  (folder / "torch.py").write_text("Tensor = int")
   found = subprocess.run(
     [
       sys.executable,
       "-c",
-      f"{first}{IMPORT}; print('torch' in sys.modules); import torch",
+      f"import sys; {code}; print('torch' in sys.modules); import torch",
     ],
-    env={"PYTHONPATH": f"{tmp_path}:."},
+    env={"PYTHONPATH": f"{folder}:{ROOT}"},
     capture_output=True,
     text=True,
     check=True,
   ).stdout
-  assert found == f"{is_imported}\n"
+  return {"True\n": True, "False\n": False}[found]
+
+
+@pytest.mark.parametrize("module", ["event_files", "train", "eval", "infer"])
+def test_no_command_imports_pytorch(tmp_path, module):
+  """tensorboardX would; afterwards the user can import it as ever."""
+  assert not torch_is_imported(tmp_path, f"import prompt_tuning.{module}")
+
+
+def test_pytorch_that_is_in_use_stays_so(tmp_path):
+  code = "import torch; from prompt_tuning import event_files"
+  assert torch_is_imported(tmp_path, code)

@@ -6,6 +6,7 @@ import functools
 import re
 
 import flax
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +66,30 @@ def test_every_layer_has_its_own_parameters_and_dropout(params):
   together, alone = (gradient(params, mutable) for mutable in ((), ("cache",)))
   check = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
   jax.tree.map(check, together, alone)
+
+
+class Doubled(nn.Module):
+  """Doubles its input, at first, and adds its factors."""
+
+  config: t5.T5Config
+
+  @nn.compact
+  def __call__(self, x, own):
+    return self.param("scale", lambda _: 2.0) * x + own["place"]
+
+
+class Stack(nn.Module):
+  @nn.compact
+  def __call__(self, x, factors):
+    apply = lambda layer, x, own: layer(x, own)
+    return layer_loop.run_layers(self, Doubled, 3, apply, x, CONFIG, factors)
+
+
+def test_every_layer_is_given_its_own_factors():
+  x, factors = jnp.zeros((1, 1, 1)), {"place": jnp.array([1.0, 10.0, 100.0])}
+  found, variables = Stack().init_with_output(jax.random.key(0), x, factors)
+  assert found == ((1 * 2) + 10) * 2 + 100
+  assert jax.jit(Stack().apply)(variables, x, factors) == found
 
 
 def test_a_call_that_is_not_compiled_compiles_no_layer():
