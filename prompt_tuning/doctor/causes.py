@@ -22,10 +22,17 @@ _REACH = 0.1
 # that was right.
 _SIZE = 2.5
 _MOSTLY = 50.0  # Percent.
-_ADAPT = (
-  "use an LM-adapted base (t5_1_1_lm100k_...), adapt this one with a prefix_lm"
-  " task, or try the tasks sentinel_... (paper, sec. 3.2)"
-)
+
+
+def _adapt(tasks: Sequence[str]) -> str:
+  """Advises against a base that only fills in."""
+  advice = (
+    "use an LM-adapted base (t5_1_1_lm100k_...), or adapt this one with a"
+    " prefix_lm task"
+  )
+  if tasks and all(task.startswith("sentinel_") for task in tasks):
+    return advice
+  return f"{advice}, or try the tasks sentinel_... (paper, sec. 3.2)"
 
 
 def _labels_cut(run: evidence.Run) -> Finding | None:
@@ -77,7 +84,8 @@ def span_corruption(run: evidence.Run) -> Finding | None:
       "; without a prompt the base begins its answer with <extra_id_0> with"
       f" probability {probability:.2f}"
     )
-  return Finding("base not LM-adapted", text, _ADAPT)
+  advice = _adapt([x.task for x in first])
+  return Finding("base not LM-adapted", text, advice)
 
 
 def _idle_answers(run: evidence.Run) -> Finding | None:
@@ -89,7 +97,7 @@ def _idle_answers(run: evidence.Run) -> Finding | None:
         "base not LM-adapted",
         f"{x.task}: {empty:.0f}% of the outputs are empty and {copied:.0f}% are"
         " pieces of the input",
-        _ADAPT,
+        _adapt([x.task]),
       )
   return None
 

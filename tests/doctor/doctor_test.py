@@ -108,6 +108,14 @@ def illegal(**values):
   return confusion((0, 0, 100), (0, 0, 100), **values)
 
 
+def test_sentinel_tasks_are_no_advice_to_one_who_runs_them():
+  line = illegal(**outputs(sentinel=80))
+  own = {name.replace("t/", "sentinel_t/", 1): x for name, x in line.items()}
+  for evaluation, is_advised in ((line, True), (own, False)):
+    (found,) = doctor.find_causes(run([evaluation], base={}))
+    assert ("sentinel_..." in found.advice) == is_advised
+
+
 def rated(rate):
   return [train(step, learning_rate=rate) for step in (20, 40)]
 
