@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import gin
 from prompt_tuning import (
@@ -160,7 +161,16 @@ def test_a_prompt_leaves_metrics_predictions_and_events(
     "predictions",
     "tensorboard",
   }
-  assert list((tmp_path / "out" / "tensorboard").glob("events*"))
+  (path,) = (tmp_path / "out" / "tensorboard").glob("events*")
+  events = {
+    value.tag: (event.step, value.simple_value)
+    for event in tf.compat.v1.train.summary_iterator(str(path))
+    for value in event.summary.value
+  }
+  written = metrics["metrics"]["eval"]
+  assert events == {
+    f"eval/{name}": (5, pytest.approx(x)) for name, x in written.items()
+  }
 
 
 @pytest.mark.slow
