@@ -59,8 +59,10 @@ def count(program: str) -> dict[str, Collective]:
     times = runs.get(computation, 1)
     for shapes, kind, start in _OPERATION.findall(line):
       sizes = bytes_of(shapes)
-      # An all-gather's start has its operands in front of its results.
-      if start and kind in ("all-gather", "collective-permute"):
+      # Some starts have their operands in front of their results, and so have
+      # all whose operands are a tuple.
+      is_nested = shapes.startswith("((")
+      if start and (is_nested or kind in ("all-gather", "collective-permute")):
         sizes = sizes[len(sizes) // 2 :]
       number, num_bytes = result.get(kind, (0, 0))
       result[kind] = Collective(number + times, num_bytes + times * sum(sizes))

@@ -13,10 +13,13 @@ def test_collectives_are_counted_with_their_bytes():
     %c = (f32[2]{0}, f32[16]{0}) all-gather-start(%x), dimensions={0}
     %d = f32[16]{0} all-gather-done(%c)
     %e = pred[] all-reduce(%p), to_apply=%or
+    %f = ((f32[7]{0}), f32[7]{0}) all-reduce-start(%q), to_apply=%add
+    %g = f32[7]{0} all-reduce-done(%f)
+    %h = (f32[5]{0}, f32[6]{0}) all-reduce-start(%r, %s), to_apply=%add
   """
   assert collectives.count(program) == {
     "all-gather": (2, 4 * 8 * 4 + 16 * 4),
-    "all-reduce": (2, 2 * 4 + 3 * 2 + 1),
+    "all-reduce": (4, 2 * 4 + 3 * 2 + 1 + 7 * 4 + 5 * 4 + 6 * 4),
   }
 
 
