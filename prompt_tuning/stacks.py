@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""T5's stacks of layers: encoder, prompted encoder, decoder.
-
-Names, shapes and logical axes are those of T5X's example network, and so is
-what is computed, but for the order of sums.
-"""
+"""T5's stacks of layers (`t5_layers`): encoder, prompted encoder, decoder."""
 
 from flax import linen as nn
 import jax
