@@ -104,7 +104,7 @@ def kernels(program: str) -> Iterator[Kernel]:
     if not found or computation not in reached:
       continue
     name, result, operation = found.groups()
-    sizes[name] = sum(collectives.bytes_of(result))
+    sizes[name] = collectives.result_bytes(operation, result)
     if operation in (*_CONTROL, *_NO_KERNEL) or operation.endswith("-done"):
       continue
     operands = _OPERANDS.findall(line[found.end() :].split(")")[0])

@@ -58,14 +58,9 @@ def count(program: str) -> dict[str, Collective]:
       channels.add(channel[1])
     times = runs.get(computation, 1)
     for shapes, kind, start in _OPERATION.findall(line):
-      sizes = bytes_of(shapes)
-      # Some starts have their operands in front of their results, and so have
-      # all whose operands are a tuple.
-      is_nested = shapes.startswith("((")
-      if start and (is_nested or kind in ("all-gather", "collective-permute")):
-        sizes = sizes[len(sizes) // 2 :]
+      own = times * result_bytes(kind + start, shapes)
       number, num_bytes = result.get(kind, (0, 0))
-      result[kind] = Collective(number + times, num_bytes + times * sum(sizes))
+      result[kind] = Collective(number + times, num_bytes + own)
   return result
 
 
@@ -106,6 +101,19 @@ def num_runs(program: str) -> dict[str, int]:
     return sum(num_turns(line) * runs(x) for x, line in found) or 1
 
   return {computation: runs(computation) for computation in callers}
+
+
+def result_bytes(operation: str, shapes: str) -> int:
+  """Returns the size of an operation's results, from its type in HLO.
+
+  Some starts have their operands in front of their results, and so have all
+  whose operands are a tuple: these do not count.
+  """
+  sizes = bytes_of(shapes)
+  is_behind = operation in ("all-gather-start", "collective-permute-start")
+  if is_behind or (operation.endswith("-start") and shapes.startswith("((")):
+    sizes = sizes[len(sizes) // 2 :]
+  return sum(sizes)
 
 
 def bytes_of(shapes: str) -> list[int]:

@@ -19,10 +19,6 @@ from prompt_tuning import (
 from prompt_tuning.t5_config import T5Config
 
 
-def _norm(config: T5Config, name: str) -> layers.RMSNorm:
-  return layers.RMSNorm(config.dtype, config.param_dtype, name=name)
-
-
 def _position_bias(
   config: T5Config, *, bidirectional: bool
 ) -> relative_position.RelativePositionBias:
@@ -43,13 +39,16 @@ def _draw(
   places: dropout.Shapes,
   *,
   num_layers: int,
-) -> tuple[dropout.Factors, dropout.Factors]:
+  deterministic: bool,
+) -> tuple[dropout.Factors | None, dropout.Factors | None]:
   """Draws the dropout around the layers of a stack, and that in all of them.
 
   Returns:
     For the rows of `x` the factors at `ends`, `[B, ...]`, and those of all
-    layers in `places`, `[L, B, ...]`.
+    layers in `places`, `[L, B, ...]`. Neither, if there is no dropout.
   """
+  if deterministic or not config.dropout_rate:
+    return None, None
   around, inside = jax.random.split(parent.make_rng("dropout"))
   rate, dtype, num_rows = config.dropout_rate, config.dtype, x.shape[0]
   of_ends = dropout.draw(
@@ -89,17 +88,16 @@ def _encode(
     if behind_prompt is not None:  # Of which a first layer needs no gradient.
       parts = x[:, : x.shape[1] - behind_prompt.shape[1]], behind_prompt
     parts = jax.tree.map(flash_attention.rows_first, parts)
-  around, inside = None, None
-  if config.dropout_rate and not deterministic:
-    around, inside = _draw(
-      parent,
-      config,
-      x,
-      # Of the encoder's output T5X drops single elements, not whole features.
-      {"input": (1, config.emb_dim), "output": x.shape[1:]},
-      t5_layers.EncoderLayer.dropout_shapes(config, x.shape[1]),
-      num_layers=config.num_encoder_layers,
-    )
+  around, inside = _draw(
+    parent,
+    config,
+    x,
+    # Of the encoder's output T5X drops single elements, not whole features.
+    {"input": (1, config.emb_dim), "output": x.shape[1:]},
+    t5_layers.EncoderLayer.dropout_shapes(config, x.shape[1]),
+    num_layers=config.num_encoder_layers,
+    deterministic=deterministic,
+  )
   x = layer_loop.run_layers(
     parent,
     t5_layers.EncoderLayer,
@@ -109,7 +107,7 @@ def _encode(
     config,
     inside,
   )
-  x = _norm(config, "encoder_norm")(x)
+  x = t5_layers.norm(config, "encoder_norm")(x)
   return dropout.drop(x, around, "output")
 
 
@@ -191,17 +189,16 @@ def run_decoder(  # noqa: PLR0913  # As many as the decoder has inputs.
   else:
     # No real position sees padding then, which is at the end.
     bias = relative_position.causal(bias, masked=attention.MASKED_LOGIT)
-  around, inside = None, None
-  if config.dropout_rate and not deterministic:
-    num_encoded = None if encoded is None else encoded.shape[1]
-    around, inside = _draw(
-      parent,
-      config,
-      x,
-      {"input": (1, config.emb_dim), "output": (1, config.emb_dim)},
-      t5_layers.DecoderLayer.dropout_shapes(config, x.shape[1], num_encoded),
-      num_layers=config.num_decoder_layers,
-    )
+  num_encoded = None if encoded is None else encoded.shape[1]
+  around, inside = _draw(
+    parent,
+    config,
+    x,
+    {"input": (1, config.emb_dim), "output": (1, config.emb_dim)},
+    t5_layers.DecoderLayer.dropout_shapes(config, x.shape[1], num_encoded),
+    num_layers=config.num_decoder_layers,
+    deterministic=deterministic,
+  )
   x = layer_loop.run_layers(
     parent,
     t5_layers.DecoderLayer,
@@ -220,7 +217,7 @@ def run_decoder(  # noqa: PLR0913  # As many as the decoder has inputs.
     config,
     inside,
   )
-  x = _norm(config, "decoder_norm")(x)
+  x = t5_layers.norm(config, "decoder_norm")(x)
   x = dropout.drop(x, around, "output")
   # Logits in float32, for the stability of the softmax.
   if config.logits_via_embedding:

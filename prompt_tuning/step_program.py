@@ -68,8 +68,10 @@ def batches(
 def rngs(all_trials: Sequence[trials.Trial]) -> Key[Array, "..."]:
   """Returns the rng of a run's only trial, or an rng for each of several."""
   each = [jax.random.key(trial.seed) for trial in all_trials]
-  stacked = each[0] if len(each) == 1 else jnp.stack(each)
-  return partitioning.place(stacked, describe_rngs(len(each)).sharding)
+  if len(each) == 1:
+    return each[0]
+  place = describe_rngs(len(each)).sharding
+  return jax.jit(jnp.stack, out_shardings=place)(each)
 
 
 def describe_rngs(num_trials: int) -> jax.ShapeDtypeStruct:

@@ -21,7 +21,8 @@ from prompt_tuning import (
 from prompt_tuning.t5_config import T5Config
 
 
-def _norm(config: T5Config, name: str) -> layers.RMSNorm:
+def norm(config: T5Config, name: str) -> layers.RMSNorm:
+  """Makes the norm that stands before each block, and behind a stack."""
   return layers.RMSNorm(config.dtype, config.param_dtype, name=name)
 
 
@@ -80,8 +81,7 @@ class EncoderLayer(nn.Module):
   ) -> Float[Array, "B S D"]:
     """Applies the layer; see `attention.Attention` for the arguments."""
     config = self.config
-    norm = _norm(config, "pre_attention_layer_norm")
-    y = jax.tree.map(norm, x)
+    y = jax.tree.map(norm(config, "pre_attention_layer_norm"), x)
     if isinstance(x, tuple):
       x = flash_attention.rows_first(jnp.concatenate(x, axis=1))
     y = _attention(config, "attention")(
@@ -90,7 +90,7 @@ class EncoderLayer(nn.Module):
       dropout=dropout.at(factors, "attention"),
     )
     x = _keep(x + dropout.drop(y, factors, "attention_output"))
-    y = _norm(config, "pre_mlp_layer_norm")(x)
+    y = norm(config, "pre_mlp_layer_norm")(x)
     y = _mlp(config)(y, dropout.at(factors, "mlp"))
     return x + dropout.drop(y, factors, "mlp_output")
 
@@ -145,7 +145,7 @@ class DecoderLayer(nn.Module):
     """
     config = self.config
     assert factors is None or not decode, "decoding has no dropout"
-    y = _norm(config, "pre_self_attention_layer_norm")(x)
+    y = norm(config, "pre_self_attention_layer_norm")(x)
     own_lengths = None
     if lengths is not None and not decode:
       own_lengths = jnp.full(x.shape[0], x.shape[1])
@@ -157,7 +157,7 @@ class DecoderLayer(nn.Module):
     )
     x = _keep(x + dropout.drop(y, factors, "self_attention_output"))
     if encoded is not None:
-      y = _norm(config, "pre_cross_attention_layer_norm")(x)
+      y = norm(config, "pre_cross_attention_layer_norm")(x)
       # As queries of their one input, so that its keys need no copies.
       y = _attention(config, "encoder_decoder_attention")(
         y.reshape(encoded.shape[0], -1, y.shape[2]),
@@ -171,6 +171,6 @@ class DecoderLayer(nn.Module):
       x = _keep(
         x + dropout.drop(y, factors, "encoder_decoder_attention_output")
       )
-    y = _norm(config, "pre_mlp_layer_norm")(x)
+    y = norm(config, "pre_mlp_layer_norm")(x)
     y = _mlp(config)(y, dropout.at(factors, "mlp"))
     return x + dropout.drop(y, factors, "mlp_output")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from prompt_tuning import t5
+from prompt_tuning import dropout, t5
 
 MODEL = t5.Transformer(
   t5.T5Config(
@@ -61,3 +61,30 @@ def test_what_a_stack_drops_follows_from_its_rng(params, method):
   first, again, other = (run(params, method, seed) for seed in (1, 1, 2))
   assert (first == again).all()
   assert (first != other).any()
+
+
+@pytest.mark.slow
+def test_every_layer_draws_with_an_rng_of_its_own(monkeypatch):
+  rngs, draw, of_layers = [], dropout.draw, dropout.draw_for_layers
+
+  def record(rng):
+    if not isinstance(rng, jax.core.Tracer):  # It is one of those below.
+      rngs.append(tuple(jax.random.key_data(rng).tolist()))
+
+  def record_draw(rng, *args, **kwargs):
+    record(rng)
+    return draw(rng, *args, **kwargs)
+
+  def record_layers(rng, *args, num_layers, **kwargs):
+    for own in jax.random.split(rng, num_layers):
+      record(own)
+    return of_layers(rng, *args, num_layers=num_layers, **kwargs)
+
+  monkeypatch.setattr(dropout, "draw", record_draw)
+  monkeypatch.setattr(dropout, "draw_for_layers", record_layers)
+  MODEL.init_with_output(
+    {"params": jax.random.key(0), "dropout": jax.random.key(1)},
+    *(TOKENS, TOKENS, TOKENS),
+  )
+  # Three encoder layers and two decoder layers, and what is around both.
+  assert len(rngs) == len(set(rngs)) == 3 + 2 + 2
